@@ -1,0 +1,55 @@
+# From nothing but git, make and Python 3.11+:  make demo,  make test.
+SHELL := bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+export PYTHON
+export MUJOCO_GL ?= egl
+export HF_HUB_OFFLINE ?= 1
+export DOCS_OUT
+export UV_HTTP_TIMEOUT ?= 180
+
+.PHONY: help demo test export check clean-notebooks readme docs-check world
+
+help: ## this list
+	@echo "make demo and make test need only git, make and Python 3.11+; they install the rest into .venv."
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/.synced render ## the whole line on the shipped videos: features, translator, pairs, encoder, table, report (ARGS="--help" for more)
+	@$(BIN)/rosetta demo $(ARGS)
+
+test: .venv/.synced render browser ## every notebook, every test (ARGS="-k matching" for some)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=15 tests $(ARGS)
+
+export: .venv/.synced ## write viewpoint_rosetta/*.py from the notebooks
+	@$(BIN)/nbdev_export
+
+check: .venv/.synced ## the modules are what the notebooks say, the notebooks are clean, the README is the index
+	@$(BIN)/python -m pytest -q tests/test_house.py
+
+clean-notebooks: .venv/.synced ## strip what must not be committed from the notebooks
+	@$(BIN)/nbdev_clean
+
+readme: .venv/.synced ## run nbs/index.ipynb and write README.md from it
+	@$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace nbs/index.ipynb
+	@$(BIN)/nbdev_clean --fname nbs/index.ipynb
+	@$(BIN)/python scripts/readme.py > .README.md && mv .README.md README.md
+
+docs-check: .venv/.synced ## render the site offline and look for broken links (DOCS_OUT=_site to keep the pages)
+	@$(BIN)/python scripts/docs_check.py
+
+world: .venv/.synced render ## render the shipped world again (viewpoint_rosetta/assets/world)
+	@$(BIN)/rosetta world --small $(ARGS)
+
+.PHONY: render browser
+render browser:
+	@scripts/bootstrap $@
+
+.bootstrap/bin/uv:
+	@scripts/bootstrap uv
+
+.venv/.synced: pyproject.toml uv.lock | .bootstrap/bin/uv
+	@echo "installing the locked Python packages into .venv (about 7 GB; minutes at first, seconds later)"
+	@.bootstrap/bin/uv sync --frozen
+	@touch $@

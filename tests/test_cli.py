@@ -1,0 +1,408 @@
+"""The command line: what it does once, what it does again, and what it says when something is wrong. Models are stand-ins; steps, files and messages are real."""
+import errno
+import importlib.util
+import inspect
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import stub_methods
+import viewpoint_rosetta
+from viewpoint_rosetta import artifacts, benchmark, cli, clips, encoders, features, report, translator, world
+
+SHIPPED = clips.read_clips(world.shipped()) if world.shipped().exists() else None
+pytestmark = pytest.mark.skipif(SHIPPED is None, reason="the shipped world is not here")
+
+
+class Thumbs(torch.nn.Module):
+    "A backbone that sees 4×4 thumbnails: 48 numbers a frame."
+    spec, dim = dict(name="thumbs"), 48
+    def preprocess(self, frames): return torch.as_tensor(frames).permute(0, 3, 1, 2).float() / 255
+    def forward(self, x): return torch.nn.functional.adaptive_avg_pool2d(x, 4).flatten(1)[:, None]
+
+
+class Letters:
+    "A sentence encoder that counts letters."
+    spec = dict(name="letters")
+    def encode(self, said): return np.array([np.bincount([ord(c) % 384 for c in s], minlength=384) for s in said], np.float32)
+
+
+def some_clips():
+    "A few clips of every pool of the shipped world: two rooms of pairs, of ego, of exo, of val and of test."
+    parts = [SHIPPED[SHIPPED["take"].str.startswith(pool)].groupby("video", sort=False).head(n)
+             for pool, n in (("paired", 2), ("ego", 1), ("exo", 1), ("test", 2))]
+    return pd.concat(parts, ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    "A small manifest in the shipped world's folder terms (videos relative to --root)."
+    path = tmp_path_factory.mktemp("manifest") / "few.parquet"
+    clips.write_clips(some_clips(), path)
+    return path
+
+
+@pytest.fixture
+def line(monkeypatch):
+    "The command line over stand-ins; calls to them are in stub_methods.calls."
+    small = stub_methods.LineSettings(encoder=encoders.EncoderSettings(dim_in=48, frames=2, cells=1, width=16, depth=1, heads=2))
+    monkeypatch.setattr(stub_methods, "LineSettings", lambda **changes: small if not changes else small.__class__(**changes))
+    monkeypatch.setitem(sys.modules, "viewpoint_rosetta.methods", stub_methods)
+    monkeypatch.setattr(viewpoint_rosetta, "methods", stub_methods, raising=False)
+    monkeypatch.setattr(encoders, "load_backbone", lambda *args, **kwargs: Thumbs())
+    monkeypatch.setattr(encoders, "SentenceEncoder", Letters)
+    monkeypatch.setattr(translator, "MLP", translator.Identity)  # half a minute of tuning that is tested elsewhere
+    found = cli.sources
+    monkeypatch.setattr(cli, "sources", lambda *names: found(*(n for n in names if n != "methods")))
+    stub_methods.calls.clear()
+
+
+def index(manifest, run, *more):
+    return cli.main(["index", str(manifest), "--root", str(world.shipped().parent), "--run", str(run), *more])
+
+
+# ---- once, and not again
+
+def test_bench_makes_all_that_is_missing_and_then_reuses_it(line, manifest, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert index(manifest, run) == 0
+    assert cli.main(["bench", "--seeds", "2", "--run", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert "oracle pairs" in out and "chance" in out and "95% interval over 2 seeds" in out and "rst+language" in out
+    bench = pd.read_parquet(run / "bench.parquet")
+    assert set(bench.method) == set(stub_methods.METHODS) and set(bench.seed) == {0, 1}
+    assert (pd.read_parquet(run / "translator.parquet").method == "RST").sum() == 2
+    assert [c for c in stub_methods.calls if c[0] == "rst"] == [("rst", 0), ("rst", 1)], "each seed has a translator, trained once"
+    stub_methods.calls.clear()
+    before = (run / "bench.parquet").read_bytes()
+    assert cli.main(["bench", "--seeds", "2", "--run", str(run)]) == 0
+    assert not stub_methods.calls and ": run (" not in (out := capsys.readouterr().out) and "encoder/ours/1: reuse" in out
+    assert (run / "bench.parquet").read_bytes() == before
+
+
+def test_only_what_depends_on_a_change_is_done_again(line, manifest, tmp_path, capsys):
+    run = tmp_path / "run"
+    index(manifest, run)
+    assert cli.main(["train", "--method", "ours", "--run", str(run)]) == 0
+    capsys.readouterr()
+    assert cli.main(["match", "--run", str(run), "--set", "match.text_weight=0.9"]) == 0
+    out = capsys.readouterr().out
+    assert "translator/0: reuse" in out and "pairs/0: run" in out
+    assert cli.main(["match", "--run", str(run)]) == 0, "the run remembers the change"
+    assert "pairs/0: reuse" in capsys.readouterr().out
+    assert cli.main(["train", "--method", "ours", "--run", str(run)]) == 0, "pseudo-pairs weigh text anew: the method is trained again"
+    out = capsys.readouterr().out
+    assert "phi/0: reuse" in out and "encoder/ours/0: run (settings changed" in out
+
+
+def test_steps_look_at_what_they_read_from_earlier_steps(line, manifest, tmp_path, capsys):
+    run = tmp_path / "run"
+    index(manifest, run)
+    cli.main(["train-translator", "--run", str(run)])
+    df = clips.read_clips(manifest).iloc[:-1]
+    clips.write_clips(df, tmp_path / "fewer.parquet")
+    stub_methods.calls.clear()
+    index(tmp_path / "fewer.parquet", run)
+    assert cli.main(["train-translator", "--run", str(run)]) == 0
+    assert [name for name, _ in stub_methods.calls] == ["phi", "rst"], "other clips, other encoder, other translator"
+
+
+def test_demo_says_all_and_its_second_run_says_it_again_at_once(line, manifest, tmp_path, capsys, monkeypatch):
+    few = tmp_path / "world" / "clips.parquet"
+    few.parent.mkdir()
+    clips.write_clips(clips.read_clips(manifest), few)
+    (few.parent / "videos").symlink_to(world.shipped().parent / "videos")
+    monkeypatch.setattr(world, "shipped", lambda: few)
+    monkeypatch.setattr(clips, "video_path", lambda table, video: world.shipped().parent / video)
+    monkeypatch.setattr(features, "video_path", clips.video_path)
+    monkeypatch.setattr("viewpoint_rosetta.views.video_path", clips.video_path, raising=False)
+    monkeypatch.setattr(report, "write_report", lambda run, out: out.write_text("page"))
+    assert cli.main(["demo", "--run", str(tmp_path / "run")]) == 0
+    first = capsys.readouterr().out
+    assert "Benchmark on embedded world" in first and "Translators on" in first and "precision@1" in first
+    assert first.rstrip().endswith(f"report: {tmp_path / 'run' / 'report.html'}")
+    facts = json.loads((tmp_path / "run" / "facts.json").read_text())
+    assert facts["seeds"] == [0] and facts["seconds"]["extract"] > 0 and facts["settings"]["train"]["steps"] and facts["cores"]
+    z, ids = features.FeatureStore(tmp_path / "run" / "features"), json.loads((tmp_path / "run" / "embeddings.json").read_text())["ids"]
+    assert len(ids) == (SHIPPED.clip_id.isin(z.ids) & (SHIPPED.split == "test")).sum()
+    stub_methods.calls.clear()
+    start = time.perf_counter()
+    assert cli.main(["demo", "--run", str(tmp_path / "run")]) == 0
+    again = capsys.readouterr().out
+    assert not stub_methods.calls and time.perf_counter() - start < 5 and again.startswith("demo: reuse ")
+    assert first[first.index("Benchmark on"):] == again[again.index("Benchmark on"):]
+
+
+def test_help_is_quick_and_teaches():
+    script = "import sys; from viewpoint_rosetta.cli import main; main(['--help']); print(sorted({'torch', 'pandas', 'numpy'} & set(sys.modules)))"
+    took = []
+    for _ in range(3):
+        start = time.perf_counter()
+        out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+        took.append(time.perf_counter() - start)
+    assert out.rstrip().endswith("[]"), "help must load nothing heavy"
+    assert all(name in out for name in cli.COMMANDS) and min(took) < 2, took
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_says_what_it_reads_and_writes(command, capsys):
+    assert cli.main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "Reads " in out and "Writes " in out and f"\nrosetta {command}" in out
+
+
+# ---- bad input: one message that names what and says what to do, code 2, no traceback
+
+def refused(capsys, words, *told, code=2):
+    "Run a command that must be refused; its message holds these words and no traceback."
+    assert cli.main([str(w) for w in words]) == code
+    err = capsys.readouterr().err
+    assert "Traceback" not in err and all(t in err for t in told), err
+    return err
+
+
+def test_unknown_command_option_and_method(line, manifest, tmp_path, capsys):
+    refused(capsys, ["translate"], "invalid choice", "train-translator")
+    refused(capsys, ["world"], "--episodes")
+    index(manifest, tmp_path / "run")
+    refused(capsys, ["train", "--method", "mine", "--run", tmp_path / "run"], "no method 'mine'", "ours-w-o-rst (ours w/o RST)")
+    refused(capsys, ["match", "--run", tmp_path / "run", "--set", "match.weight=1"], "no setting 'weight'", "text_weight")
+    refused(capsys, ["match", "--run", tmp_path / "run", "--set", "steps"], "expected PART.NAME=VALUE")
+    refused(capsys, ["match", "--run", tmp_path / "run", "--set", "match.text_weight=2"], "expected 0..1")
+
+
+def test_a_run_without_clips(line, tmp_path, capsys):
+    refused(capsys, ["extract", "--run", tmp_path / "new"], "holds no clip table", "rosetta index MANIFEST")
+    assert not (tmp_path / "new").exists(), "a refused command leaves nothing behind"
+
+
+ROW = dict(clip_id="a", video="a.mp4", start_s=0.0, end_s=1.0, view="ego")
+BAD = {
+    "clip times": (dict(ROW, end_s=0.0), "row 1", "'a'", "positive length"),
+    "view": (dict(ROW, view="drone"), "row 1", "drone", "ego, exo"),
+    "escape": (dict(ROW, video="../a.mp4"), "row 1", "../a.mp4"),
+    "no column": (dict(clip_id="a", video="a.mp4"), "no column", "start_s"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("command", ["index", "demo"])
+def test_bad_rows_are_named(name, command, line, tmp_path, capsys):
+    row, *words = BAD[name]
+    path = tmp_path / "clips.csv"
+    pd.DataFrame([row]).to_csv(path, index=False)
+    refused(capsys, [command, *(["--manifest"] if command == "demo" else []), path, "--run", tmp_path / "run"], "clips.csv", *words)
+
+
+@pytest.mark.parametrize("content, words", [(None, ["no such file"]), (b"", ["clips.csv"]), (b"clip_id,video,start_s,end_s,view\n", ["holds no clips"]),
+                                            (b"clip_id,video,start_s,end_s,view,narration\na,a.mp4,0,1,ego,caf\xe9\n", ["row 1", "UTF-8"]),
+                                            (b"clip_id,video,start_s,end_s,view\na,a.mp4,0,1,ego\na,a.mp4,1,2,ego\n", ["row 2", "more than one row"])])
+def test_bad_manifests(content, words, line, tmp_path, capsys):
+    path = tmp_path / "clips.csv"
+    if content is not None:
+        path.write_bytes(content)
+    refused(capsys, ["index", path, "--run", tmp_path / "run"], "clips.csv", *words)
+
+
+def test_bad_rows_may_be_left_out_and_are_on_record(line, tmp_path, capsys):
+    path = tmp_path / "clips.csv"
+    pd.DataFrame([ROW, dict(ROW, clip_id="b", view="drone")]).to_csv(path, index=False)
+    assert cli.main(["index", str(path), "--run", str(tmp_path / "run"), "--skip-bad"]) == 0
+    assert artifacts.Run(tmp_path / "run").problems().clip_id.tolist() == ["b"]
+    assert len(pd.read_parquet(tmp_path / "run" / "clips.parquet")) == 1
+
+
+def test_bad_videos_are_left_out_and_named_and_a_mended_one_comes_back(line, manifest, tmp_path, capsys):
+    root, run = tmp_path / "videos", tmp_path / "run"
+    df = clips.read_clips(manifest, world.shipped().parent).query("split == 'train'").drop_duplicates("video").head(6).reset_index(drop=True)
+    for video in df.video:
+        (root / video).parent.mkdir(parents=True, exist_ok=True)
+        (root / video).write_bytes((world.shipped().parent / video).read_bytes())
+    good = (root / df.video[0]).read_bytes()
+    (root / df.video[0]).unlink()                             # missing
+    (root / df.video[1]).write_bytes(b"")                     # empty
+    (root / df.video[2]).write_text("not a video " * 50)      # text named .mp4
+    (root / df.video[3]).write_bytes(good[:len(good) // 3])   # truncated
+    df.loc[4, ["start_s", "end_s"]] = [900.0, 901.0]          # beyond the video
+    clips.write_clips(df, root / "clips.parquet")
+    assert cli.main(["index", str(root / "clips.parquet"), "--run", str(run)]) == 0
+    assert cli.main(["extract", "--run", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert "5 of 6 clips cannot be used" in out and "problems.parquet" in out
+    problems = artifacts.Run(run).problems().set_index("clip_id")
+    assert set(problems.index) == set(df.clip_id[:5])
+    for i, word in enumerate(["no such file", "empty", "not a video", df.video[3], "ends at"]):
+        assert word in problems.reason[df.clip_id[i]], problems.reason[df.clip_id[i]]
+    (root / df.video[0]).write_bytes(good)
+    assert cli.main(["extract", "--run", str(run)]) == 0
+    assert "4 of 6 clips cannot be used" in capsys.readouterr().out and df.clip_id[0] not in set(artifacts.Run(run).problems().clip_id)
+    (root / df.video[5]).write_bytes(good)                    # another video under the same name
+    refused(capsys, ["extract", "--run", run], df.video[5], "changed since its features were taken", "delete")
+
+
+def test_no_usable_clip_at_all(line, tmp_path, capsys):
+    pd.DataFrame([ROW]).to_csv(tmp_path / "clips.csv", index=False)
+    cli.main(["index", str(tmp_path / "clips.csv"), "--run", str(tmp_path / "run")])
+    refused(capsys, ["extract", "--run", tmp_path / "run"], "none of the 1 clips", "clip a", "no such file")
+
+
+def test_a_changed_narration_is_read_again(line, manifest, tmp_path):
+    run, df = tmp_path / "run", clips.read_clips(manifest)
+    index(manifest, run)
+    cli.main(["extract", "--run", str(run)])
+    df.loc[0, "narration"] = "something else altogether"
+    clips.write_clips(df, tmp_path / "other.parquet")
+    index(tmp_path / "other.parquet", run)
+    assert cli.main(["extract", "--run", str(run)]) == 0
+    said = features.FeatureStore(run / "text").read([df.clip_id[0]])[0]
+    assert (said == Letters().encode(["something else altogether"])[0]).all()
+
+
+def test_own_clips_of_one_view(line, tmp_path, manifest, capsys):
+    df = clips.read_clips(manifest).query("view == 'ego'").head(2)
+    clips.write_clips(df, tmp_path / "own.parquet")
+    words = ["--root", world.shipped().parent, "--run", tmp_path / "own", "--world-run", tmp_path / "world"]
+    index(manifest, tmp_path / "world")
+    refused(capsys, ["demo", "--manifest", tmp_path / "own.parquet", *words], "2 ego and 0 exo", "both views")
+
+
+# ---- Ctrl-C, full disks and places one may not write to, at every stage
+
+STAGES = {  # where it happens, which command gets there, what is said
+    "index": (clips, "write_clips", ["index"], "stopped in step index"),
+    "extract": (features, "extract", ["extract"], "features of finished clips are kept"),
+    "phi": (stub_methods, "train_phi", ["train-translator"], "training goes on from its last checkpoint"),
+    "translator": (stub_methods, "train_rst", ["train-translator"], "stopped in step translator/0"),
+    "match": (stub_methods, "pseudo_pairs", ["match"], "stopped in step pairs/0"),
+    "train": (stub_methods, "train_method", ["train", "--method", "ours"], "stopped in step encoder/ours/0"),
+    "bench": (benchmark, "evaluate", ["bench"], "stopped in step encoder/frozen/0"),
+    "report": (report, "write_report", ["report"], "stopped"),
+}
+
+
+def words_of(stage, manifest, run):
+    command = STAGES[stage][2]
+    more = [str(manifest), "--root", str(world.shipped().parent)] if command == ["index"] else []
+    return [*command, *more, "--run", str(run)]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(stage, line, manifest, tmp_path, capsys, monkeypatch):
+    run, (module, name, _, told) = tmp_path / "run", STAGES[stage]
+    stage == "index" or index(manifest, run)
+    stage == "report" and cli.main(["train", "--method", "ours", "--run", str(run)])
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, lambda *args, **kwargs: (signal.raise_signal(signal.SIGINT), time.sleep(1)))
+        assert cli.main(words_of(stage, manifest, run)) == 130
+    err = capsys.readouterr().err
+    assert told in err and "Run the same command again to go on" in err and "Traceback" not in err
+    done = {p: p.stat().st_mtime_ns for p in run.rglob("*.recipe.json")}
+    stub_methods.calls.clear()
+    assert cli.main(words_of(stage, manifest, run)) == 0
+    assert {p: p.stat().st_mtime_ns for p in done} == done, "what was finished is not done again"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_full_disk_is_told_and_nothing_finished_is_lost(stage, line, manifest, tmp_path, capsys, monkeypatch):
+    run, (module, name, _, _) = tmp_path / "run", STAGES[stage]
+    stage == "index" or index(manifest, run)
+    stage == "report" and cli.main(["train", "--method", "ours", "--run", str(run)])
+    def full(*args, **kwargs): raise OSError(errno.ENOSPC, "No space left on device", str(run / "some.file"))
+    done = sorted(run.rglob("*.recipe.json"))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, full)
+        refused(capsys, words_of(stage, manifest, run), "No space left", "some.file", "free some space", "same command")
+    assert all(p.exists() for p in done)
+    assert cli.main(words_of(stage, manifest, run)) == 0
+
+
+def test_a_really_limited_disk(line, manifest, tmp_path, capsys):
+    "The operating system itself refuses to write more than 30 kB a file."
+    index(manifest, tmp_path / "run")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, hard))
+    try:
+        refused(capsys, ["extract", "--run", tmp_path / "run"], "features", "full", "same command")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, old)
+    assert cli.main(["extract", "--run", str(tmp_path / "run")]) == 0
+    assert len(features.FeatureStore(tmp_path / "run" / "features")) == len(clips.read_clips(manifest))
+
+
+def test_libraries_that_say_it_in_words_only():
+    class SafetensorError(Exception): pass
+    error = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert cli.is_full(error) and "free some space" in cli.told(error)
+    assert not cli.is_full(ValueError("something else"))
+
+
+@pytest.mark.parametrize("command", ["index", "demo", "world"])
+def test_unwritable_output(command, line, manifest, tmp_path, capsys):
+    (tmp_path / "file").write_text("a file, not a folder")
+    place = tmp_path / "file" / "run"
+    words = dict(index=words_of("index", manifest, place), demo=["demo", "--run", place],
+                 world=["world", "--episodes", "50", "--out", place])[command]
+    refused(capsys, words, str(tmp_path / "file"))
+
+
+def test_a_defect_is_called_one_and_debug_shows_it(line, manifest, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(clips, "write_clips", lambda *args: {}["gone"])
+    refused(capsys, words_of("index", manifest, tmp_path / "run"), "KeyError", "--debug", code=1)
+    with pytest.raises(KeyError):
+        cli.main([*words_of("index", manifest, tmp_path / "run"), "--debug"])
+
+
+# ---- the world
+
+def test_world_features_while_it_renders(line, tmp_path, monkeypatch, capsys):
+    "A finished take's features are in the store before the next one is rendered."
+    done, out, run, seen = [], tmp_path / "world", tmp_path / "run", []
+    def render(s, to, workers, progress):
+        for take, rows in list(SHIPPED[SHIPPED["take"].str.startswith("ego")].groupby("take", sort=False))[:2]:
+            (to / "takes").mkdir(parents=True, exist_ok=True)
+            (to / "videos").mkdir(exist_ok=True)
+            rows = rows.head(2)
+            for video in rows.video.unique():
+                (to / video).write_bytes((world.shipped().parent / video).read_bytes())
+            (to / "takes" / f"{take}.json").write_text(json.dumps(rows.to_dict("records")))
+            done.append(rows)
+            yield take
+            seen.append(len(features.FeatureStore(run / "features")))
+        clips.write_clips(pd.concat(done), to / "clips.parquet")
+    monkeypatch.setattr(world, "render_world", render)
+    assert cli.main(["world", "--episodes", "50", "--out", str(out), "--extract", "--run", str(run)]) == 0
+    assert seen == [2, 4] and len(pd.read_parquet(run / "clips.parquet")) == 4
+
+
+@pytest.mark.parametrize("words, s", [(["--small"], world.small_world()), (["--full", "--seed", "7"], world.WorldSettings(seed=7)),
+                                      (["--episodes", "500", "--size", "96"], world.sized_world(500, size=96))])
+def test_world_settings(words, s, line, tmp_path, monkeypatch):
+    asked = []
+    def render(settings, out, workers, progress):
+        asked.append(settings)
+        (out / "takes").mkdir(parents=True)
+        return iter(())
+    monkeypatch.setattr(world, "render_world", render)
+    assert cli.main(["world", *words, "--out", str(tmp_path / "w")]) == 0 and asked == [s]
+
+
+# ---- the stand-ins are like the real thing
+
+@pytest.mark.skipif(importlib.util.find_spec("viewpoint_rosetta.methods") is None, reason="methods is not built here")
+@pytest.mark.parametrize("name", ["train_phi", "embed", "paired_features", "train_rst", "pseudo_pairs", "train_method"])
+def test_the_stand_in_takes_what_methods_takes(name):
+    from viewpoint_rosetta import methods
+    real, stub = (list(inspect.signature(getattr(m, name)).parameters) for m in (methods, stub_methods))
+    assert real[:len(stub)] == stub, f"{name} takes {real}, the stand-in {stub}"
+    assert set(stub_methods.METHODS) <= set(methods.METHODS)
+    assert set(stub_methods.LineSettings.__dataclass_fields__) <= set(methods.LineSettings.__dataclass_fields__)
