@@ -29,7 +29,7 @@ check: .venv/.synced ## the modules are what the notebooks say, the notebooks ar
 	@$(BIN)/python -m pytest -q tests/test_house.py
 
 clean-notebooks: .venv/.synced ## strip what must not be committed from the notebooks
-	@$(BIN)/nbdev_clean
+	@$(BIN)/python scripts/clean_notebooks.py
 
 readme: .venv/.synced ## run nbs/index.ipynb and write README.md from it
 	@$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace nbs/index.ipynb

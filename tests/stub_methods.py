@@ -11,7 +11,8 @@ from viewpoint_rosetta.matching import MatchSettings, match
 from viewpoint_rosetta.training import TrainSettings
 from viewpoint_rosetta.translator import RSTSettings, new_translator
 
-METHODS = ("frozen", "LaViLa*", "ours w/o RST", "ours", "oracle pairs")
+METHODS = dict.fromkeys(("frozen", "ours w/o RST", "ours", "oracle pairs"))
+KINDS = ("random", "language", "rst+language")
 calls = []  # what was asked for, in order: (name, seed)
 
 
@@ -22,11 +23,14 @@ class LossSettings:
 
 @dataclass(frozen=True)
 class LineSettings:
-    encoder: EncoderSettings = EncoderSettings(frames=2, cells=1, width=16, depth=1, heads=2)
+    size: int = 128
+    precision: str = "float32"
+    whiten: int = 16
+    encoder: EncoderSettings = EncoderSettings(dim_in=16, frames=2, cells=1, width=16, depth=1, heads=2)
     phi: TrainSettings = TrainSettings(steps=2)
     train: TrainSettings = TrainSettings(steps=2)
     loss: LossSettings = field(default_factory=LossSettings)
-    rst: RSTSettings = RSTSettings(width=16, depth=1, heads=2)
+    rst: RSTSettings = RSTSettings(width=16, depth=1, heads=2, anchor=False)
     match: MatchSettings = MatchSettings()
 
 
@@ -58,8 +62,8 @@ def embed(model, bank, ids):
         return model.encode_video(tokens).numpy()
 
 
-def paired_features(phi, bank, clips, name):
-    rows = pool(clips, name)
+def paired_features(phi, bank, clips, which="paired"):
+    rows = pool(clips, which)
     pairs = sync_pairs(rows)
     return embed(phi, bank, pairs.ego), embed(phi, bank, pairs.exo), pairs
 
@@ -69,7 +73,7 @@ def train_rst(phi, bank, clips, settings, seed, progress=True):
     calls.append(("rst", seed))
     torch.manual_seed(seed)
     z_ego, z_exo, _ = paired_features(phi, bank, clips, "paired")
-    return new_translator(torch.from_numpy(z_ego), torch.from_numpy(z_exo), settings.rst)
+    return new_translator(torch.from_numpy(z_ego), torch.from_numpy(z_exo), settings.rst)[0]
 
 
 def pseudo_pairs(kind, phi, rst, bank, clips, settings, seed):
@@ -84,4 +88,4 @@ def pseudo_pairs(kind, phi, rst, bank, clips, settings, seed):
 def train_method(name, bank, clips, phi, rst, settings, seed, folder=None, progress=True):
     name == "oracle pairs" or blind(clips)
     calls.append((name, seed))
-    return {"frozen": "frozen", "LaViLa*": phi}.get(name) or drawn(settings, seed + 1)
+    return "frozen" if name == "frozen" else drawn(settings, seed + 1)

@@ -46,7 +46,8 @@ def test_atomic_replaces_a_file_and_a_folder(tmp_path):
             tmp.mkdir()
             (tmp / text).write_text(text)
     assert (tmp_path / "deep/a.txt").read_text() == "new"
-    assert names(tmp_path) == ["deep", "model"] and names(tmp_path / "model") == ["new"] and names(tmp_path / "deep") == ["a.txt"]
+    assert names(tmp_path) == ["deep", "model"]
+    assert names(tmp_path / "model") == ["new"] and names(tmp_path / "deep") == ["a.txt"]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
@@ -148,7 +149,8 @@ def test_fingerprint(tmp_path):
     (tmp_path / "a").write_text("1")
     (tmp_path / "b").write_text("1")
     assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b") != fingerprint(str(tmp_path / "a"))
-    assert fingerprint({"x": 1, "y": (2, 3)}) == fingerprint({"y": [2, 3], "x": 1}) != fingerprint({"x": 1, "y": [3, 2]})
+    assert fingerprint({"x": 1, "y": (2, 3)}) == fingerprint({"y": [2, 3], "x": 1})
+    assert fingerprint({"x": 1, "y": [2, 3]}) != fingerprint({"x": 1, "y": [3, 2]})
     assert fingerprint("ab", "c") != fingerprint("a", "bc")
     whole = fingerprint(tmp_path)
     (tmp_path / ".hidden").write_text("")
@@ -176,7 +178,8 @@ def ask(run, said=None, settings=None, fn=None, **kwargs):
     def work():
         with atomic(run.folder / "out.txt") as tmp: tmp.write_text("result")
     return run.step("work", fn or work, ["out.txt"], inputs=[run.folder.parent / "in.txt"],
-                    settings={"seed": 0} if settings is None else settings, log=(said if said is not None else []).append, **kwargs)
+                    settings={"seed": 0} if settings is None else settings,
+                    log=(said if said is not None else []).append, **kwargs)
 
 
 def test_step_runs_once_per_recipe_and_says_why(run):
@@ -198,7 +201,8 @@ def test_step_reuses_after_the_folder_moved(run):
     inside = run.folder / "in.txt"
     run.folder.mkdir()
     inside.write_text("1")
-    def step(run): return run.step("copy", lambda: (run.folder / "out").write_text("x"), ["out"], [run.folder / "in.txt"], log=[].append)
+    def step(run):
+        return run.step("copy", lambda: (run.folder / "out").write_text("x"), ["out"], [run.folder / "in.txt"], log=print)
     assert step(run)
     moved = run.folder.rename(run.folder.with_name("moved"))
     assert not step(Run(moved))

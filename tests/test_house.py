@@ -61,7 +61,7 @@ def test_modules_are_what_the_notebooks_say(exported):
 def test_notebook_is_clean(path, exported):
     assert path.read_bytes() == (exported / "nbs" / path.name).read_bytes(), f"{path.name}: run `make clean-notebooks`"
     text = path.read_text(encoding="utf-8")
-    assert "application/vnd.jupyter.widget" not in text and '"widgets"' not in text, f"{path.name}: has saved widget state"
+    assert "application/vnd.jupyter.widget" not in text and '"widgets"' not in text, f"{path.name}: has saved widget state: run `make clean-notebooks`"
     assert len(text) <= NOTEBOOK_KB * 1024, f"{path.name}: {len(text) // 1024} KB, more than {NOTEBOOK_KB}: smaller pictures, fewer outputs"
 
 

@@ -67,9 +67,17 @@ def test_resume_after_an_error_is_bit_equal(straight, step, tmp_path):
     assert same(model, resumed) and rest.equals(history) and rest.attrs["resumed_at"] == step // 10 * 10
 
 
-def test_sigkill_in_another_process_is_resumed_here(straight, tmp_path):
-    settings, model, history = straight
-    if not settings.ema: pytest.skip("one process is enough; the run with averaged weights has more to restore")
+def test_the_callers_random_state_is_left_alone():
+    model = new_model()
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    fit(model, objective, dataclasses.replace(SETTINGS, steps=3), progress=False)  # dropout draws from it
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_sigkill_in_another_process_is_resumed_here(tmp_path):
+    settings, model = dataclasses.replace(SETTINGS, ema=.9), new_model()
+    history = fit(model, objective, settings, 3, progress=False)
     run = TOY + textwrap.dedent(f"""
         import os, signal
         def killed(m, s, g):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FULL', 'atomic', 'fingerprint', 'home', 'Problems', 'code_version', 'Run']
 
-# %% ../nbs/00_artifacts.ipynb #d8b7c40c
+# %% ../nbs/00_artifacts.ipynb #1d15cf5a
 import dataclasses
 import errno
 import glob
@@ -23,7 +23,7 @@ import pandas as pd
 
 import viewpoint_rosetta
 
-# %% ../nbs/00_artifacts.ipynb #03aa1e2d
+# %% ../nbs/00_artifacts.ipynb #18827ac7
 def _sync(*paths: Path):
     "Ask the disk to hold what was written under these names."
     for path in paths:
@@ -36,7 +36,7 @@ def _remove(path: Path):
     if path.is_dir() and not path.is_symlink(): shutil.rmtree(path, ignore_errors=True)
     else: path.unlink(missing_ok=True)
 
-
+# %% ../nbs/00_artifacts.ipynb #8486a1e8
 def _swap(tmp: Path, path: Path):
     "Give `tmp` its final name: a file in one move, a folder after the old one stepped aside."
     if not path.is_dir(): return os.replace(tmp, path)
@@ -46,7 +46,7 @@ def _swap(tmp: Path, path: Path):
         os.replace(tmp, path)
     finally: _remove(aside) if path.exists() else os.rename(aside, path)
 
-# %% ../nbs/00_artifacts.ipynb #c5292ff0
+# %% ../nbs/00_artifacts.ipynb #aac11716
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over quota, file too large
 
 
@@ -57,13 +57,13 @@ def _explain(error: OSError, path: Path) -> OSError:
     return OSError(error.errno, f"cannot write {path}: {error.strerror or error}; {todo} and run the same command "
                                 f"again: finished results are kept and reused")
 
-
+# %% ../nbs/00_artifacts.ipynb #4bd1ff92
 def _sweep(path: Path, older_s: float = 86400):
     "Remove what a killed process left beside `path` more than a day ago."
     for left in path.parent.glob(f".{glob.escape(path.stem)}.tmp-*"):
         if time.time() - left.stat().st_mtime > older_s: _remove(left)
 
-# %% ../nbs/00_artifacts.ipynb #ff006876
+# %% ../nbs/00_artifacts.ipynb #072d1d42
 @contextmanager
 def atomic(
     path: str | Path,  # the final place of a file or a folder; missing parents are made
@@ -86,7 +86,7 @@ def atomic(
     except OSError as error: raise _explain(error, path) if error.errno in FULL else error
     finally: _remove(tmp)
 
-# %% ../nbs/00_artifacts.ipynb #723036c8
+# %% ../nbs/00_artifacts.ipynb #0284e6be
 def _contents(path: Path) -> str | dict:
     "sha256 of a file; of a folder, that of each file by its relative name (hidden files are left out)."
     if not path.is_dir():
@@ -94,7 +94,7 @@ def _contents(path: Path) -> str | dict:
     files = {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if p.is_file()}
     return {name: _contents(p) for name, p in files.items() if not p.name.startswith(".")}
 
-
+# %% ../nbs/00_artifacts.ipynb #65ff1183
 def _plain(x):
     "What JSON does not know, as something it knows: a Path becomes the contents behind it."
     if dataclasses.is_dataclass(x) and not isinstance(x, type): return dataclasses.asdict(x)
@@ -103,14 +103,14 @@ def _plain(x):
     if isinstance(x, Path): return {"contents": _contents(x)}
     raise TypeError(f"cannot fingerprint a {type(x).__name__}: give settings that JSON can hold, or a Path")
 
-
+# %% ../nbs/00_artifacts.ipynb #2ce38ad9
 def fingerprint(
     *parts,  # settings that JSON can hold, dataclasses, and Paths, which count by their contents, not their names
 ) -> str:    # sha256 as 64 hex digits
     "One hash over settings and file contents: equal exactly when all of them are."
     return hashlib.sha256(json.dumps(parts, default=_plain, sort_keys=True).encode()).hexdigest()
 
-# %% ../nbs/00_artifacts.ipynb #09b18cc0
+# %% ../nbs/00_artifacts.ipynb #b94bd2ca
 def home() -> Path:
     "Where results go unless told otherwise: $VR_HOME, else `viewpoint_rosetta` in the user's cache folder."
     if os.environ.get("VR_HOME"): return Path(os.environ["VR_HOME"]).expanduser()
@@ -118,7 +118,7 @@ def home() -> Path:
     cache = caches.get(sys.platform, os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     return Path(cache).expanduser() / "viewpoint_rosetta"
 
-# %% ../nbs/00_artifacts.ipynb #3510e875
+# %% ../nbs/00_artifacts.ipynb #39c0298a
 class Problems:
     "The bad clips of a run folder, on record in its `problems.parquet`."
 
@@ -141,9 +141,10 @@ class Problems:
     def problems(self) -> pd.DataFrame:  # clip_id, file, reason
         "All problems on record; an empty table when there are none."
         path = self.folder / "problems.parquet"
-        return pd.read_parquet(path) if path.exists() else pd.DataFrame(columns=["clip_id", "file", "reason"], dtype=str)
+        if path.exists(): return pd.read_parquet(path)
+        return pd.DataFrame(columns=["clip_id", "file", "reason"], dtype=str)
 
-# %% ../nbs/00_artifacts.ipynb #28436c74
+# %% ../nbs/00_artifacts.ipynb #f7cadf25
 def code_version(
     *modules,  # the modules whose source decides a result; none: the whole package
 ) -> str:      # such as "0.1.0+1a2b3c4d"
@@ -151,7 +152,7 @@ def code_version(
     sources = [Path(m.__file__) for m in modules] or sorted(Path(viewpoint_rosetta.__file__).parent.rglob("*.py"))
     return f"{viewpoint_rosetta.__version__}+{fingerprint(*sources)[:8]}"
 
-# %% ../nbs/00_artifacts.ipynb #500e35bc
+# %% ../nbs/00_artifacts.ipynb #5af71fa3
 class Run(Problems):
     "A folder of results: each step is done once per recipe, each bad clip is on record."
 
@@ -183,7 +184,7 @@ class Run(Problems):
         gone = [p for p in recipe["outputs"] if not (self.folder / p).exists()]
         return f"no {', '.join(gone)} in {self.folder}" if gone else ""
 
-# %% ../nbs/00_artifacts.ipynb #4c3d8876
+# %% ../nbs/00_artifacts.ipynb #df07ff9f
 def _recipe(folder: Path, outputs, inputs, settings, code) -> dict:
     "What a result depends on, as JSON gives it back; a run folder that was moved keeps its recipes."
     name = lambda p: str(Path(p).relative_to(folder) if Path(p).is_relative_to(folder) else p)
@@ -191,7 +192,7 @@ def _recipe(folder: Path, outputs, inputs, settings, code) -> dict:
                   code=code_version(*code), outputs=[str(p) for p in outputs])
     return json.loads(json.dumps(recipe, default=_plain))
 
-
+# %% ../nbs/00_artifacts.ipynb #6e29eb9b
 def _stale(kept: Path, recipe: dict) -> str:
     "Why a kept recipe does not stand for this one, in words; empty when it does."
     try: old = json.loads(kept.read_text())

@@ -9,7 +9,7 @@ __all__ = ['PROTOCOLS', 'RULES', 'TIE', 'STRENGTHS', 'COLUMNS', 'KEYS', 'WIDE', 
            'evaluate', 't_interval', 'seed_interval', 'paired_difference', 'table', 'beside_paper', 'top_pairs',
            'pair_precision', 'precision_rows', 'write_bench', 'read_bench']
 
-# %% ../nbs/09_benchmark.ipynb #dc32feb7
+# %% ../nbs/09_benchmark.ipynb #b64887c5
 import warnings
 from pathlib import Path
 
@@ -24,20 +24,19 @@ from sklearn.model_selection import GroupShuffleSplit
 from .artifacts import atomic
 from .clips import hide_truth, pool
 
-# %% ../nbs/09_benchmark.ipynb #c8bd3187
+# %% ../nbs/09_benchmark.ipynb #5e0d8d91
 PROTOCOLS = ('instance', 'class', 'class_across_scenes')
 RULES = {'instance': ('sync_id', ('clip_id',)), 'class': ('label', ('clip_id',)),
          'class_across_scenes': ('label', ('clip_id', 'take', 'scene'))}
 TIE = 1e-6  # similarities closer than this are tied: float32 rounding, not evidence
 
-# %% ../nbs/09_benchmark.ipynb #83c844c9
+# %% ../nbs/09_benchmark.ipynb #32a8e4e8
 def _codes(query_rows, gallery_rows, column):
     "Integer codes of one column, equal values equal over both tables, -1 for missing: (Nq,), (Ng,)"
     both = pd.concat([query_rows[column], gallery_rows[column]], ignore_index=True)
     code = pd.factorize(both)[0].astype(np.int32)
     return code[:len(query_rows)], code[len(query_rows):]
 
-# %% ../nbs/09_benchmark.ipynb #47416f47
 def relation(
     query_rows,    # clip rows of the queries
     gallery_rows,  # clip rows of the gallery
@@ -58,7 +57,7 @@ def relation(
         return (q == g) & (q >= 0) & ~out, out
     return block
 
-# %% ../nbs/09_benchmark.ipynb #b2f94ae1
+# %% ../nbs/09_benchmark.ipynb #d8dc35d5
 def chance_hit(
     pool,   # number of clips to draw from, per query
     right,  # how many of them are right
@@ -72,7 +71,7 @@ def chance_hit(
         miss = np.where(i < draws, miss * step, miss)
     return 1 - miss
 
-# %% ../nbs/09_benchmark.ipynb #c3446336
+# %% ../nbs/09_benchmark.ipynb #d100c460
 def retrieval(
     z_query,         # (Nq, D) unit vectors
     z_gallery,       # (Ng, D) unit vectors
@@ -101,7 +100,7 @@ def retrieval(
         chance[rows] = np.where(scored, chance_hit((~out).sum(1)[:, None], right.sum(1)[:, None], ks), np.nan)
     return hits, np.nanmean(chance, 0) if np.isfinite(chance).any() else np.full(len(ks), np.nan)
 
-# %% ../nbs/09_benchmark.ipynb #99bc010e
+# %% ../nbs/09_benchmark.ipynb #39ec78e3
 def neighbours(z_query, z_gallery, query_rows, gallery_rows, protocol, k=5):
     "Positions of the k nearest gallery clips that the protocol leaves in (-1 where fewer are left), and whether each is right: (Nq, k) both."
     right, out = relation(query_rows, gallery_rows, protocol)(slice(None))
@@ -110,7 +109,7 @@ def neighbours(z_query, z_gallery, query_rows, gallery_rows, protocol, k=5):
     good, gone = (np.take_along_axis(m, order, 1) for m in (right, out))
     return np.where(gone, -1, order), good
 
-# %% ../nbs/09_benchmark.ipynb #ed36a214
+# %% ../nbs/09_benchmark.ipynb #74572d1a
 def weighted_mean(values, weights):
     "Weighted mean of each column, NaN left out: values (N, M) or (N,), weights (N,)."
     ok = np.isfinite(values)
@@ -134,7 +133,7 @@ def bootstrap(
         lo, hi = np.nanpercentile([statistic(values, w[code].astype(float)) for w in draws], [2.5, 97.5], axis=0)
     return lo, hi
 
-# %% ../nbs/09_benchmark.ipynb #94d471e2
+# %% ../nbs/09_benchmark.ipynb #50e77af0
 STRENGTHS = (1.0, 10.0, 100.0)  # inverse L2 penalties tried, for unit-norm inputs
 
 def linear_probe(
@@ -157,7 +156,7 @@ def linear_probe(
     usable = len(np.unique(y[learn])) > 1 and np.isin(y[held], y[learn]).any()
     return fit(max(STRENGTHS, key=score) if usable else STRENGTHS[1], slice(None))
 
-# %% ../nbs/09_benchmark.ipynb #8462599f
+# %% ../nbs/09_benchmark.ipynb #1664fb20
 def recognition(z_exo, exo_rows, z_ego, ego_rows, ks=(1, 5), head=linear_probe):
     "Top-k hits per labelled ego clip of a head fitted on labelled exo clips: hits (N, len(ks)) with NaN unlabelled, chance (len(ks),)."
     known, asked = exo_rows.label.notna().to_numpy(), ego_rows.label.notna().to_numpy()
@@ -170,7 +169,6 @@ def recognition(z_exo, exo_rows, z_ego, ego_rows, ks=(1, 5), head=linear_probe):
     chance = np.isin(truth, model.classes_).mean() * np.minimum(ks / len(model.classes_), 1)
     return hits, chance
 
-# %% ../nbs/09_benchmark.ipynb #b6469d29
 def skill(z_exo, exo_rows, z_ego, ego_rows, head=linear_probe):
     "Good or bad, learned in exo, asked in ego: (N, 2) of truth (1 good, 0 bad, NaN unknown) and the head's probability of good."
     known, asked = exo_rows.skill.notna().to_numpy(), ego_rows.skill.notna().to_numpy()
@@ -181,7 +179,7 @@ def skill(z_exo, exo_rows, z_ego, ego_rows, head=linear_probe):
     answer[asked, 1] = model.predict_proba(z_ego[asked])[:, 1]
     return answer
 
-# %% ../nbs/09_benchmark.ipynb #27fdbd4d
+# %% ../nbs/09_benchmark.ipynb #e0b7723d
 def auc(truth, score, weights):
     "Weighted area under the ROC curve: how often a good clip outranks a bad one, ties counting one half."
     place = np.unique(score, return_inverse=True)[1]
@@ -196,7 +194,7 @@ def skill_metrics(answer, weights):
         sides = [weights @ (correct & (truth == c)) / (weights @ (truth == c)) for c in (0, 1)]
         return np.array([weights @ correct / weights.sum(), np.mean(sides), auc(truth, score, weights)])
 
-# %% ../nbs/09_benchmark.ipynb #283443ec
+# %% ../nbs/09_benchmark.ipynb #51ac9967
 COLUMNS = ('method', 'task', 'protocol', 'direction', 'metric', 'value', 'lo', 'hi', 'chance', 'n', 'seed', 'dataset')
 
 def embed_checked(embed, rows):
@@ -209,7 +207,7 @@ def embed_checked(embed, rows):
                                   f'({len(bad)} of {len(rows)} clips); divide by the norm, check the features')
     return z
 
-# %% ../nbs/09_benchmark.ipynb #c781950b
+# %% ../nbs/09_benchmark.ipynb #a9d7c191
 def _rows(task, protocol, direction, metrics, value, lo, hi, chance, n):
     "Long rows of one task, one per metric."
     return [dict(task=task, protocol=protocol, direction=direction, metric=m, value=v, lo=a, hi=b, chance=c, n=int(n))
@@ -230,7 +228,7 @@ def retrieval_rows(z_ego, z_exo, ego, exo, protocol, ks=(1, 5, 10)):
     parts = zip(('ego->exo', 'exo->ego', 'avg'), both(values, np.ones(len(values))), lo, hi, (c1, c2, (c1 + c2) / 2), (*n, sum(n)))
     return [r for d, v, a, b, c, n in parts for r in _rows('retrieval', protocol, d, [f'HR@{k}' for k in ks], v, a, b, c, n) if n]
 
-# %% ../nbs/09_benchmark.ipynb #60336e66
+# %% ../nbs/09_benchmark.ipynb #d847f88c
 def transfer_rows(z_exo, exo, z_ego, ego, head=linear_probe):
     "Recognition and skill from exo to ego; a task whose truth is missing on either side gives no rows."
     rows, name = [], getattr(head, '__name__', 'head')
@@ -248,7 +246,7 @@ def transfer_rows(z_exo, exo, z_ego, ego, head=linear_probe):
                       lo, hi, (max(share, 1 - share), 0.5, 0.5), len(answer))
     return rows
 
-# %% ../nbs/09_benchmark.ipynb #3119bdbc
+# %% ../nbs/09_benchmark.ipynb #79f9eead
 def evaluate(
     embed,                # function clip rows (DataFrame) -> (N, D) unit vectors; it sees no truth
     clips,                # clip table
@@ -270,7 +268,7 @@ def evaluate(
     if head is not None and len(learn): rows += transfer_rows(embed_checked(embed, learn), learn, z_ego, ego, head)
     return pd.DataFrame(rows).assign(method=method, seed=seed, dataset=dataset).reindex(columns=COLUMNS)
 
-# %% ../nbs/09_benchmark.ipynb #ff13c3b1
+# %% ../nbs/09_benchmark.ipynb #31292907
 KEYS = ['method', 'task', 'protocol', 'direction', 'metric', 'dataset']
 
 def t_interval(x):
@@ -288,7 +286,7 @@ def seed_interval(df):
                               interval='t over seeds' if len(g) > 1 else 'bootstrap over clips'))
     return df.groupby(KEYS, sort=False, dropna=False)[list(df.columns)].apply(one).reset_index()
 
-# %% ../nbs/09_benchmark.ipynb #c2853091
+# %% ../nbs/09_benchmark.ipynb #029599da
 def paired_difference(df, method, baseline):
     "Per metric: mean over common seeds of method minus baseline, with its 95% t-interval; `clear` if that excludes 0."
     keys = [k for k in KEYS if k != 'method']
@@ -300,7 +298,7 @@ def paired_difference(df, method, baseline):
     out = pd.DataFrame(rows.values(), columns=['difference', 'lo', 'hi', 'seeds'], index=pd.MultiIndex.from_tuples(rows, names=keys))
     return out.reset_index().assign(method=method, baseline=baseline, clear=lambda d: (d.lo > 0) | (d.hi < 0))
 
-# %% ../nbs/09_benchmark.ipynb #f4b5bba0
+# %% ../nbs/09_benchmark.ipynb #fdd9a0e1
 WIDE = [(p, d, 'HR@5') for p in reversed(PROTOCOLS) for d in ('ego->exo', 'exo->ego', 'avg')] + \
        [('recognition', 'exo->ego', 'top-1'), ('recognition', 'exo->ego', 'top-5'),
         ('skill', 'exo->ego', 'accuracy'), ('skill', 'exo->ego', 'balanced_accuracy'), ('skill', 'exo->ego', 'auc')]
@@ -317,7 +315,7 @@ def table(bench):
     wide.loc['chance'] = [f'{100 * c:.1f}' for c in s.groupby(keys).chance.mean().loc[list(wide.columns)]]
     return wide.fillna('–').rename_axis(index='method', columns=['task', 'direction', 'metric'])
 
-# %% ../nbs/09_benchmark.ipynb #9483ff41
+# %% ../nbs/09_benchmark.ipynb #77feabb9
 PAPER = pd.DataFrame([
     ('TimeSformer', '', 6.68, 6.95, 6.82, 5.18, 14.14, 51.58), ('EgoVLP', '', 29.33, 13.47, 21.40, 20.33, 46.32, 54.37),
     ('LaViLa', '', 34.91, 12.02, 23.47, 26.43, 55.01, 54.10),
@@ -340,7 +338,7 @@ def beside_paper(wide, names=PAPER_NAMES):
     theirs.columns = pd.MultiIndex.from_tuples([(PAPER_HEADING, c.split()[-1] if 'HR' in c else '', c.split()[0]) for c in theirs])
     return pd.concat([wide, theirs], axis=1).rename_axis(columns=wide.columns.names)
 
-# %% ../nbs/09_benchmark.ipynb #021edf53
+# %% ../nbs/09_benchmark.ipynb #7dcccdef
 def top_pairs(pairs):
     "The best row of each ego clip: by `rank`, else by `score`, else the first."
     if 'rank' in pairs: pairs = pairs.sort_values('rank', kind='stable')
@@ -361,7 +359,7 @@ def _candidates(clips, exo):
     if exo.index.isin(free).all(): return free
     return clips.clip_id[(clips['view'] == 'exo') & clips.split.isin(set(exo.split))]
 
-# %% ../nbs/09_benchmark.ipynb #a827c591
+# %% ../nbs/09_benchmark.ipynb #1e37d6dc
 def pair_precision(
     pairs,             # DataFrame[ego, exo] of clip ids, with `rank` or `score` if there are several per ego clip
     clips,             # clip table with truth
@@ -385,7 +383,7 @@ def precision_rows(pairs, clips, method, candidates=None):
     found = pair_precision(pairs, clips, candidates)
     return pd.DataFrame([dict(method=method, metric=k, **v) for k, v in found.items()], columns=['method', 'metric', 'value', 'n', 'chance'])
 
-# %% ../nbs/09_benchmark.ipynb #8abb12a7
+# %% ../nbs/09_benchmark.ipynb #8b8a89f1
 def write_bench(df, path):
     "Write a long results table to Parquet (whole or not at all)."
     with atomic(path) as part: df.to_parquet(part, index=False)

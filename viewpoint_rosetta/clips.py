@@ -6,7 +6,7 @@
 __all__ = ['VIEWS', 'SPLITS', 'SKILLS', 'TRUTH', 'SCHEMA', 'OUTSIDE', 'TIES', 'ClipError', 'validate', 'read_clips',
            'write_clips', 'video_path', 'pool', 'sync_pairs', 'hide_truth', 'check_splits', 'assign_splits']
 
-# %% ../nbs/00_clips.ipynb #723a4410
+# %% ../nbs/00_clips.ipynb #e85781b4
 import re
 import warnings
 from pathlib import Path
@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import connected_components
 
 from .artifacts import atomic
 
-# %% ../nbs/00_clips.ipynb #68bf0fa5
+# %% ../nbs/00_clips.ipynb #6a164e80
 VIEWS, SPLITS, SKILLS = ("ego", "exo"), ("train", "val", "test"), ("good", "bad")
 TRUTH = ("label", "object", "skill")  # for evaluation and for heads trained on labels, nothing else
 
@@ -34,7 +34,7 @@ SCHEMA = pa.schema([
         "camera", "take", "narration", *TRUTH, "participant", "scene", "split", "sync_id")),
 ])
 
-# %% ../nbs/00_clips.ipynb #40a844aa
+# %% ../nbs/00_clips.ipynb #7d4dd0e8
 class ClipError(ValueError):
     "Clips that cannot be used; `.problems` is the whole list: row (the first clip is 1), clip_id, reason."
 
@@ -50,7 +50,7 @@ def _row_error(problems: pd.DataFrame, source, n: int) -> ClipError:
     head = f"{source}: {problems.row.nunique()} of {n} clips cannot be used (row 1 is the first clip):"
     return ClipError("\n".join([head, *rows, *more, "Correct these rows and read the table again."]), problems)
 
-# %% ../nbs/00_clips.ipynb #ec9f07f1
+# %% ../nbs/00_clips.ipynb #9b166272
 def _utf8(value) -> str | None:
     "A value as text, None where missing; raises UnicodeError for bytes that are not UTF-8."
     if value is None or value is pd.NA or value != value: return None
@@ -58,7 +58,7 @@ def _utf8(value) -> str | None:
     text.encode()  # refuses the escapes by which Python carries undecodable bytes
     return text
 
-
+# %% ../nbs/00_clips.ipynb #60303849
 def _text(values: pd.Series) -> tuple[pd.Series, np.ndarray]:
     "A column as text, blank as missing, and the mask of its rows that are not UTF-8."
     bad = np.zeros(len(values), bool)
@@ -74,7 +74,7 @@ def _text(values: pd.Series) -> tuple[pd.Series, np.ndarray]:
     text = array.to_pandas()
     return text.mask(text.str.strip() == ""), bad
 
-# %% ../nbs/00_clips.ipynb #910629b3
+# %% ../nbs/00_clips.ipynb #17b963f8
 def _normal(raw: pd.DataFrame) -> tuple[pd.DataFrame, list]:
     "The schema's columns in order, then all others; and (mask, sentence) for what would not fit the types."
     columns, rules = {}, []
@@ -91,40 +91,42 @@ def _normal(raw: pd.DataFrame) -> tuple[pd.DataFrame, list]:
     others = {name: raw[name].array for name in raw.columns if name not in columns}
     return pd.DataFrame({**columns, **others}), rules
 
-
+# %% ../nbs/00_clips.ipynb #189f7a73
 OUTSIDE = r"^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)"  # an absolute path, or one that climbs
 
 
 def _rules(df: pd.DataFrame) -> list:
     "(mask, sentence) for each rule that the rows of a clip table keep."
-    def known(name, options): return df[name].notna() & ~df[name].isin(options), f"{name} {{{name}}} is none of {', '.join(options)}"
+    def known(name, options):
+        return df[name].notna() & ~df[name].isin(options), f"{name} {{{name}}} is none of {', '.join(options)}"
     return [
         (df.clip_id.notna() & df.clip_id.duplicated(keep=False), "clip_id {clip_id} is used by more than one row"),
         (df.start_s < 0, "start_s {start_s} lies before the video; its first frame is at 0"),
         (df.end_s <= df.start_s, "end_s {end_s} is not after start_s {start_s}; a clip needs a positive length"),
-        (df.video.str.contains(OUTSIDE).fillna(False), "video {video} leaves the table's folder; give a path inside it"),
+        (df.video.str.contains(OUTSIDE, na=False), "video {video} leaves the table's folder; give a path inside it"),
         known("view", VIEWS), known("split", SPLITS), known("skill", SKILLS),
     ]
 
-# %% ../nbs/00_clips.ipynb #547b768d
+# %% ../nbs/00_clips.ipynb #a2a5b136
 def _show(value) -> str:
     "A cell for a message: quoted, short, printable."
     if isinstance(value, bytes): value = value.decode(errors="backslashreplace")
     if not isinstance(value, str): return f"{value}"
     return f"'{value[:60].encode(errors='surrogateescape').decode(errors='backslashreplace')}'"
 
-
+# %% ../nbs/00_clips.ipynb #395b29b2
 def _problems(raw: pd.DataFrame, ids: pd.Series, rules: list) -> pd.DataFrame:
     "Every broken rule as a row: row, clip_id, reason."
     found = []
     for mask, sentence in rules:
         if not len(at := np.flatnonzero(mask)): continue
         cells = {name: raw[name].iloc[at] for name in re.findall(r"{(\w+)}", sentence)}
-        said = [sentence.format(**dict(zip(cells, map(_show, row)))) for row in zip(*cells.values())] or [sentence] * len(at)
-        found += zip(at + 1, ids.iloc[at], said)
-    return pd.DataFrame(found, columns=["row", "clip_id", "reason"]).sort_values("row", kind="stable", ignore_index=True)
+        said = [sentence.format(**dict(zip(cells, map(_show, row)))) for row in zip(*cells.values())]
+        found += zip(at + 1, ids.iloc[at], said or [sentence] * len(at))
+    table = pd.DataFrame(found, columns=["row", "clip_id", "reason"])
+    return table.sort_values("row", kind="stable", ignore_index=True)
 
-# %% ../nbs/00_clips.ipynb #2880668e
+# %% ../nbs/00_clips.ipynb #f5c144d2
 def _has_columns(raw: pd.DataFrame, source):
     need = [field.name for field in SCHEMA if not field.nullable]
     if missing := [name for name in need if name not in raw]:
@@ -133,7 +135,7 @@ def _has_columns(raw: pd.DataFrame, source):
     if len(twice := raw.columns[raw.columns.duplicated()]):
         raise ClipError(f"{source}: column {', '.join(twice)} is there more than once; keep one of each.")
 
-
+# %% ../nbs/00_clips.ipynb #63b8cbb7
 def validate(
     df: pd.DataFrame,       # one row per clip, with at least the required columns
     source="clips",         # what to call the table in messages, such as its file
@@ -149,7 +151,7 @@ def validate(
     on_problem(problems.clip_id.tolist(), str(source), problems.reason.tolist())
     return out.drop(index=problems.row - 1).reset_index(drop=True)
 
-# %% ../nbs/00_clips.ipynb #12f75243
+# %% ../nbs/00_clips.ipynb #d49e0c86
 def _parquet(path: Path) -> pd.DataFrame:
     "A Parquet table; text that is not UTF-8 comes as bytes, so that its rows can be named."
     table = pq.read_table(path)
@@ -170,7 +172,7 @@ def _load(path: Path) -> pd.DataFrame:
     except UnicodeDecodeError:  # carry the bad bytes as escapes, so that their rows can be named
         return pd.read_csv(path, dtype=object, encoding_errors="surrogateescape", **how)
 
-
+# %% ../nbs/00_clips.ipynb #0efaa719
 def read_clips(
     path: str | Path,                # a .csv, .tsv or .parquet manifest
     root: str | Path | None = None,  # the folder its videos are relative to; None: the manifest's own
@@ -181,7 +183,8 @@ def read_clips(
     if not path.is_file(): raise ClipError(f"{path}: no such file; give the manifest of your clips")
     try: raw = _load(path)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, pa.ArrowException, OSError, UnicodeError) as error:
-        raise ClipError(f"{path}: cannot be read as a {path.suffix} table ({error}); give UTF-8 text or Parquet") from error
+        raise ClipError(f"{path}: cannot be read as a {path.suffix} table ({error}); "
+                        f"give UTF-8 text or Parquet") from error
     if raw.empty: raise ClipError(f"{path}: holds no clips; give one row per clip")
     df = validate(raw, path, on_problem)
     df.attrs["root"] = str(Path(root or path.parent).resolve())
@@ -191,7 +194,7 @@ def read_clips(
                       f"matched by what is seen alone", stacklevel=2)
     return df
 
-
+# %% ../nbs/00_clips.ipynb #9336caad
 def write_clips(
     df: pd.DataFrame,  # a clip table
     path: str | Path,  # .parquet, .csv or .tsv; replaced in one move
@@ -204,7 +207,7 @@ def write_clips(
         if path.suffix.lower() == ".parquet": pq.write_table(table, tmp, compression="zstd")
         else: df.to_csv(tmp, sep="\t" if path.suffix.lower() == ".tsv" else ",", index=False)
 
-# %% ../nbs/00_clips.ipynb #e98c6095
+# %% ../nbs/00_clips.ipynb #96c3d772
 def video_path(
     table: pd.DataFrame | str | Path,  # a clip table that knows its root, or the root folder
     video: str,                        # a row's `video`
@@ -214,23 +217,24 @@ def video_path(
     try: root, path = Path(root).resolve(), (Path(root) / video).resolve()
     except (OSError, RuntimeError, ValueError) as error: raise ClipError(f"video {video!r}: {error}") from error
     if path.is_relative_to(root): return path
-    raise ClipError(f"video {video!r} leads out of {root} to {path}; move it inside, or read the table with root= a folder "
-                    f"that holds both")
+    raise ClipError(f"video {video!r} leads out of {root} to {path}; move it inside, or read the table with root= a "
+                    f"folder that holds both")
 
-# %% ../nbs/00_clips.ipynb #58be1662
+# %% ../nbs/00_clips.ipynb #61bb1e75
 def pool(
     df: pd.DataFrame,  # a clip table
     name: str,         # 'paired', 'ego' or 'exo': parts of train; or a split: 'train', 'val', 'test'
 ) -> pd.DataFrame:     # its rows, index 0..N-1
     "Synchronized training clips, unpaired ego or exo training clips, or a whole split."
-    if name not in (names := ("paired", *VIEWS, *SPLITS)): raise ClipError(f"pool {name!r} is none of {', '.join(names)}")
+    names = ("paired", *VIEWS, *SPLITS)
+    if name not in names: raise ClipError(f"pool {name!r} is none of {', '.join(names)}")
     if name in SPLITS: return df[df.split == name].reset_index(drop=True)
     train = df[df.split == "train"]
     ego, exo = (train.sync_id[train.view == view].dropna() for view in VIEWS)
     paired = train.sync_id.isin(ego) & train.sync_id.isin(exo)
     return train[paired if name == "paired" else ~paired & (train.view == name)].reset_index(drop=True)
 
-
+# %% ../nbs/00_clips.ipynb #8b75fc50
 def sync_pairs(
     df: pd.DataFrame,  # a clip table
 ) -> pd.DataFrame:     # ego, exo: clip_ids; sync_id; ego_row, exo_row: positions in df
@@ -241,12 +245,12 @@ def sync_pairs(
     pairs = pairs.rename(columns=dict(id_ego="ego", id_exo="exo", row_ego="ego_row", row_exo="exo_row"))
     return pairs[["ego", "exo", "sync_id", "ego_row", "exo_row"]]
 
-
+# %% ../nbs/00_clips.ipynb #b4258e66
 def hide_truth(df: pd.DataFrame) -> pd.DataFrame:
     "The table without label, object and skill, so that reading them is a KeyError: what matching may see."
     return df.drop(columns=list(TRUTH), errors="ignore")
 
-# %% ../nbs/00_clips.ipynb #58177b4f
+# %% ../nbs/00_clips.ipynb #39489f9f
 TIES = ("participant", "scene", "take", "sync_id", "video")  # clips that share one of these share a split
 
 
@@ -262,17 +266,17 @@ def _groups(df: pd.DataFrame, ties: tuple) -> np.ndarray:
     graph = coo_array((np.ones(len(edges[0]), np.int8), edges), shape=(n, n))
     return np.unique(connected_components(graph, directed=False)[1][:len(df)], return_inverse=True)[1]
 
-
+# %% ../nbs/00_clips.ipynb #a15d2807
 def check_splits(df: pd.DataFrame) -> pd.DataFrame:
     "The table, if no person, room, take, moment or video is in two splits; else ClipError that names them."
     for name in TIES:
         counts = df[df.split.notna()].groupby(name).split.nunique()
         if len(shared := counts.index[counts > 1]):
-            raise ClipError(f"{name} {', '.join(map(repr, shared[:10]))} ({len(shared)} in all) is in more than one split; "
-                            f"use assign_splits, or move its clips to one split")
+            raise ClipError(f"{name} {', '.join(map(repr, shared[:10]))} ({len(shared)} in all) is in more than one "
+                            f"split; use assign_splits, or move its clips to one split")
     return df
 
-
+# %% ../nbs/00_clips.ipynb #a1fc6e20
 def assign_splits(
     df: pd.DataFrame,            # a clip table
     fractions=(0.8, 0.1, 0.1),   # of the clips, for train, val and test; or a dict by name
@@ -292,6 +296,6 @@ def assign_splits(
         lacks[name] -= sizes[group]
         bare.discard(name)
     if bare:
-        raise ClipError(f"no clips left for {', '.join(sorted(bare))}: {len(df)} clips form only {len(sizes)} groups tied by "
-                        f"{', '.join(ties)}; add other people and rooms, or ask for fewer splits")
+        raise ClipError(f"no clips left for {', '.join(sorted(bare))}: {len(df)} clips form only {len(sizes)} groups "
+                        f"tied by {', '.join(ties)}; add other people and rooms, or ask for fewer splits")
     return df.assign(split=pd.Series(chosen[groups], df.index).astype(str))

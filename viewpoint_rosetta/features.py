@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['NAME', 'StoreError', 'write_shard', 'read_shard', 'shard_files', 'Shards', 'writing', 'put', 'compact', 'changes',
            'FeatureStore', 'same_source', 'plan', 'decode', 'ahead', 'Sink', 'warn', 'extract', 'extract_text', 'Bank',
-           'load_bank']
+           'load_bank', 'Whitening']
 
-# %% ../nbs/04_features.ipynb #1ed92a7b
+# %% ../nbs/04_features.ipynb #c62c98d0
 import json
 import os
 import re
@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
+from safetensors.numpy import load_file, save_file
 from filelock import FileLock
 from tqdm.auto import tqdm
 
@@ -29,7 +30,7 @@ from .artifacts import atomic
 from .clips import video_path
 from .video import frame_times, read_frames
 
-# %% ../nbs/04_features.ipynb #bd655ee6
+# %% ../nbs/04_features.ipynb #00a1ea37
 class StoreError(ValueError):
     "A feature store that does not fit what is asked of it: which folder, what differs, what to do."
 
@@ -37,7 +38,8 @@ class StoreError(ValueError):
 def write_shard(path: Path, ids: list, stamps: list, values: np.ndarray):
     "One Arrow file: id, stamp and (N,*shape) values as fixed-size lists, in one record batch."
     lists = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values[0].size)
-    batch = pa.record_batch([pa.array(ids, pa.string()), pa.array(stamps, pa.string()), lists], ["id", "stamp", "value"])
+    columns = [pa.array(ids, pa.string()), pa.array(stamps, pa.string()), lists]
+    batch = pa.record_batch(columns, ["id", "stamp", "value"])
     batch = batch.replace_schema_metadata({"shape": json.dumps(values.shape[1:])})
     with pa.OSFile(str(path), "wb") as f, pa.ipc.new_file(f, batch.schema) as w: w.write_batch(batch)
 
@@ -54,7 +56,7 @@ def read_shard(path: Path) -> tuple[list, list, np.ndarray]:
         raise StoreError(f"{path} is not a whole shard ({str(e)[:100]}): something damaged it after it was written. "
                          f"Delete this one file and run the extraction again: only its clips are computed anew") from e
 
-# %% ../nbs/04_features.ipynb #9ef6e8b3
+# %% ../nbs/04_features.ipynb #99f8117b
 NAME = re.compile(r"shard-(\d{8})-(\d{8})\.arrow")  # the first and the last append it holds
 
 
@@ -66,7 +68,7 @@ def shard_files(folder: Path) -> dict:  # {(first, last): Path}, in order
         if last > end: kept[first, last], end = spans[first, last], last
     return kept
 
-# %% ../nbs/04_features.ipynb #a32f6e49
+# %% ../nbs/04_features.ipynb #8e1439d7
 class Shards:
     "The reading half of a store: rows by id, in whichever shard they are."
 
@@ -85,7 +87,7 @@ class Shards:
             try: shard = read_shard(files[span])
             except FileNotFoundError: return self.refresh()  # merged into another since it was listed
             if again := self._rows.keys() & set(shard[0]):
-                raise StoreError(f"{files[span]} repeats {sorted(again)[0]!r} of an earlier shard: was it copied here? Delete it")
+                raise StoreError(f"{files[span]} repeats {min(again)!r} of an earlier shard: if it is a copy, delete it")
             self._rows |= zip(shard[0], range(len(self), len(self) + len(shard[0])))
             self._shards[span], self.ids = shard, self.ids + shard[0]
 
@@ -112,7 +114,7 @@ class Shards:
         views = [values for _, _, values in self._shards.values()]
         return views[0] if len(views) == 1 else np.concatenate(views) if views else np.empty(0, self.dtype)
 
-# %% ../nbs/04_features.ipynb #3dc568ad
+# %% ../nbs/04_features.ipynb #5de4ffe0
 @contextmanager
 def writing(store: Shards):
     "The only writer at work: dead writers' remains swept, the listing fresh before and after."
@@ -145,14 +147,14 @@ def compact(
             put(store.path, spans[0][0], spans[-1][1], sum(ids, []), sum(stamps, []), np.concatenate(values))
     with writing(store): pass  # sweeps the shards that the merged ones cover
 
-# %% ../nbs/04_features.ipynb #56eec93d
+# %% ../nbs/04_features.ipynb #a25aec75
 def changes(old, new, name: str = "") -> list:  # of str
     "Where two nested settings differ, in words."
     if isinstance(old, dict) and isinstance(new, dict):
-        return [c for k in sorted({*old, *new}) for c in changes(old.get(k), new.get(k), f"{name}.{k}" if name else k)]
+        return [c for k in sorted({*old, *new}) for c in changes(old.get(k), new.get(k), f"{name}.{k}".strip("."))]
     return [] if old == new else [f"{name} was {old}, now {new}"]
 
-# %% ../nbs/04_features.ipynb #b38ea7cb
+# %% ../nbs/04_features.ipynb #d81771da
 class FeatureStore(Shards):
     "A folder of Arrow shards, one row per id. What it lists is whole; what it does not list does not exist."
     compact = compact
@@ -163,7 +165,7 @@ class FeatureStore(Shards):
         dtype: str = "float16",    # of the numbers in a new store; "float32" doubles the size
     ):
         self.meta, self.dtype = None, np.dtype(dtype)
-        if Path(path).exists() and not Path(path).is_dir(): raise StoreError(f"{path} is a file: a feature store is a folder")
+        if Path(path).is_file(): raise StoreError(f"{path} is a file: a feature store is a folder")
         super().__init__(path)
         if (self.path / "meta.json").exists():
             kept = json.loads((self.path / "meta.json").read_text())
@@ -171,7 +173,8 @@ class FeatureStore(Shards):
         if meta is not None: self.claim(meta)
 
     def __repr__(self):
-        return f"FeatureStore({str(self.path)!r}: {len(self)} rows of {self.shape} {self.dtype}, {len(self._shards)} shards)"
+        shards = f"{len(self._shards)} shard" + "s" * (len(self._shards) != 1)
+        return f"FeatureStore({self.path.name!r}: {len(self)} rows of {self.shape} {self.dtype} in {shards})"
 
     def claim(self, meta: dict):
         "Bind settings to a new store, or check that an existing one was made with the same."
@@ -185,27 +188,31 @@ class FeatureStore(Shards):
                              f"Give another folder, or delete this one to extract again")
 
     def append(self,
-        ids,          # N clip ids, none of them in the store
+        ids,          # N clip ids
         values,       # (N,*shape)
         stamps=None,  # N strings: what each row was made from, to notice when that changes
+        skip=False,   # True: rows that are already there stay as they are; False: they are refused
     ):
         "Add rows as one new shard: after a crash all of them are there, or none."
         ids, values = [str(i) for i in ids], np.asarray(values)
         stamps = [None] * len(ids) if stamps is None else list(stamps)
-        if not len(ids) == len(values) == len(stamps): raise StoreError(f"{len(ids)} ids for {len(values)} rows, {len(stamps)} stamps")
+        if not len(ids) == len(values) == len(stamps):
+            raise StoreError(f"{len(ids)} ids for {len(values)} rows and {len(stamps)} stamps")
         with np.errstate(over="ignore"): values = values.astype(self.dtype)
         if not np.isfinite(values).all(): raise StoreError(f"{self.path}: some values are not finite as {self.dtype}")
-        if not ids: return
         if self.meta is None: self.claim({})
         with writing(self):
+            new = [n for n, i in enumerate(ids) if not (skip and i in self)]
+            ids, values, stamps = [ids[n] for n in new], values[new], [stamps[n] for n in new]
+            if not ids: return
             twice = [i for i, n in Counter(ids).items() if n > 1 or i in self]
-            if twice: raise StoreError(f"{self.path} would hold {twice[0]!r} twice" + f", and {len(twice) - 1} more" * (len(twice) > 1))
+            if twice: raise StoreError(f"{self.path} would hold {twice[0]!r} twice (and {len(twice) - 1} more ids)")
             if self.shape not in (None, values.shape[1:]):
                 raise StoreError(f"{self.path} holds rows of shape {self.shape}, not {values.shape[1:]}")
             n = 1 + max((last for _, last in self._shards), default=-1)
             put(self.path, n, n, ids, stamps, values)
 
-# %% ../nbs/04_features.ipynb #334e93b3
+# %% ../nbs/04_features.ipynb #dbe21869
 def same_source(store: FeatureStore, ids, stamps):
     "Refuse a table whose clips are not what the stored rows were made from."
     kept = store.stamps()
@@ -224,12 +231,13 @@ def plan(
     if clips.clip_id.duplicated().any():
         raise StoreError(f"the clip table holds {clips.clip_id[clips.clip_id.duplicated()].iloc[0]!r} twice")
     seconds = [f"{a:.3f}-{b:.3f} s" for a, b in zip(clips.start_s, clips.end_s)]
-    todo = clips[["clip_id", "video", "start_s", "end_s"]].assign(stamp=clips.video + " " + pd.Series(seconds, clips.index, dtype=str))
+    stamp = [f"{video} {s}" for video, s in zip(clips.video, seconds)]
+    todo = clips[["clip_id", "video", "start_s", "end_s"]].assign(stamp=stamp)
     same_source(store, todo.clip_id, todo.stamp)
     groups = (g.sort_values("start_s") for _, g in todo[~todo.clip_id.isin(store.ids)].groupby("video"))
     return [g[i:i + chunk] for g in groups for i in range(0, len(g), chunk)]
 
-# %% ../nbs/04_features.ipynb #fa64ab72
+# %% ../nbs/04_features.ipynb #e9be5bf0
 def decode(
     clips: pd.DataFrame,  # of one video
     root,                 # folder the video's path is relative to, or a clip table that knows it
@@ -257,7 +265,7 @@ def ahead(fn, items, workers: int):
         while queue: yield queue.popleft().result()
     finally: pool.shutdown(wait=True, cancel_futures=True)
 
-# %% ../nbs/04_features.ipynb #c3943bc5
+# %% ../nbs/04_features.ipynb #e02dc257
 class Sink:
     "Where decoded clips go: forward passes over several at once, then into the store."
 
@@ -280,14 +288,12 @@ class Sink:
         if len(self.done) >= self.every: self.flush()
 
     def flush(self):
-        self.store.refresh()  # another process, or an interrupted flush, may have put some there
-        self.done = [d for d in self.done if d[0] not in self.store]
         if self.done:
             ids, stamps, values = zip(*self.done)
-            self.store.append(ids, np.stack(values), stamps)
+            self.store.append(ids, np.stack(values), stamps, skip=True)  # another process may have been faster
         self.done = []
 
-# %% ../nbs/04_features.ipynb #279a9b0c
+# %% ../nbs/04_features.ipynb #2905462a
 def warn(clip_id, file, reason): warnings.warn(f"skipped {clip_id} of {file}: {reason}", stacklevel=2)
 
 
@@ -323,7 +329,7 @@ def extract(
         bar.close()
     return len(store) - before
 
-# %% ../nbs/04_features.ipynb #ce6edbd0
+# %% ../nbs/04_features.ipynb #aa95b0e2
 def extract_text(
     clips: pd.DataFrame,  # clip table with narrations; a missing one gives zeros
     encoder,              # a `SentenceEncoder`
@@ -337,13 +343,14 @@ def extract_text(
     store.append(clips.clip_id[todo], encoder.encode(list(said[todo])), said[todo])
     return int(todo.sum())
 
-# %% ../nbs/04_features.ipynb #16285f64
+# %% ../nbs/04_features.ipynb #d736886e
 @dataclass(frozen=True, eq=False)
 class Bank:
     "What training reads: features of clips, in memory or mapped from disk."
     ids: np.ndarray      # (N,) clip ids
     tokens: np.ndarray   # (N,T,G,D) float16
     text: np.ndarray     # (N,384) float32, zeros where nothing was said
+    pooled: np.ndarray | None = None  # (N,D) float32, mean of the cells before whitening; None: not whitened
 
     def __post_init__(self): object.__setattr__(self, "_rows", {i: n for n, i in enumerate(self.ids)})
     def __len__(self): return len(self.ids)
@@ -351,17 +358,63 @@ class Bank:
     def rows(self, ids) -> np.ndarray:  # (n,) int
         "Where these clips are in the bank."
         try: return np.array([self._rows[i] for i in ids], int)
-        except KeyError as e: raise StoreError(f"the bank has no clip {e.args[0]!r}: was it skipped as a problem?") from None
+        except KeyError as e: raise StoreError(f"the bank has no clip {e.args[0]!r}: was it a problem?") from None
 
 
 def load_bank(
     clips: pd.DataFrame,                     # clip table
     store: FeatureStore,                     # from `extract`
     text_store: FeatureStore | None = None,  # from `extract_text`; None: zeros
-    in_place: bool = False,                  # True: all rows in the store's order, mapped without a copy if it is compact
+    in_place: bool = False,                  # True: the store's order; a compact one is then mapped, not copied
 ) -> Bank:
     "Features of the clips that the store holds, in the table's order; problems are left out."
     ids = store.ids if in_place else [i for i in clips.clip_id if i in store]
     tokens = store.array() if ids == store.ids else store.read(ids)
     text = np.zeros((len(ids), 384), np.float32) if text_store is None else text_store.read(ids).astype(np.float32)
     return Bank(np.array(ids, object), tokens, text)
+
+# %% ../nbs/04_features.ipynb #f7f269d5
+@dataclass(frozen=True, eq=False)
+class Whitening:
+    "x -> (x - mean) @ components: cells of D numbers to `dims` decorrelated ones."
+    mean: np.ndarray        # (D,) float32
+    components: np.ndarray  # (D, dims) float32
+
+    @classmethod
+    def fit(cls,
+        bank: Bank,             # its cells are sampled
+        ids,                    # training clips only
+        dims: int = 256,        # kept, at most D
+        sample: int = 30_000,   # cells looked at
+        floor: float = .01,     # added to every variance, as a share of the largest
+        seed: int = 0,
+    ) -> "Whitening":
+        "PCA by the eigenvectors of the cells' covariance."
+        rng, rows = np.random.default_rng(seed), bank.rows(ids)
+        T, G, D = bank.tokens.shape[1:]
+        take = rng.integers(len(rows), size=sample), rng.integers(T, size=sample), rng.integers(G, size=sample)
+        x = torch.from_numpy(bank.tokens[rows[take[0]], take[1], take[2]].astype(np.float32))   # (sample, D)
+        mean = x.mean(0)
+        variance, axes = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
+        variance, axes = variance.flip(0)[:dims], axes.flip(1)[:, :dims]
+        return cls(mean.numpy(), (axes / (variance + floor * variance[0]).sqrt()).numpy())
+
+    def __call__(self, bank: Bank, block: int = 256) -> Bank:
+        "The same clips with whitened cells, in memory: (N,T,G,dims) float16."
+        N, *shape, D = bank.tokens.shape
+        axes, shift = torch.from_numpy(self.components), torch.from_numpy(self.mean @ self.components)
+        out, pooled = np.empty((N, *shape, axes.shape[1]), np.float16), np.empty((N, D), np.float32)
+        for i in range(0, N, block):
+            x = torch.from_numpy(bank.tokens[i:i + block].astype(np.float32))
+            pooled[i:i + block] = x.mean((1, 2))
+            out[i:i + block] = (x.flatten(0, -2) @ axes - shift).half().numpy().reshape(-1, *shape, axes.shape[1])
+        return Bank(bank.ids, out, bank.text, pooled)
+
+    def save(self, path):
+        "Keep it: whoever uses an encoder trained on whitened cells needs the same axes."
+        with atomic(path) as tmp: save_file(dict(mean=self.mean, components=np.ascontiguousarray(self.components)), tmp)
+
+    @classmethod
+    def load(cls, path) -> "Whitening":
+        "What `save` kept."
+        return cls(**load_file(path))

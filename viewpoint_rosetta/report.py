@@ -6,7 +6,7 @@
 __all__ = ['WORLD', 'MAIN', 'QUERIES', 'MAPPED', 'CSS', 'THEME', 'INTRO', 'section', 'note', 'html_table', 'folded', 'part',
            'results', 'chance_levels', 'translator_table', 'precision_table', 'sections', 'write_report']
 
-# %% ../nbs/12_report.ipynb #a1dc152d
+# %% ../nbs/12_report.ipynb #2d9fc778
 import json
 from functools import partial
 from html import escape
@@ -22,7 +22,7 @@ from .benchmark import PAPER, beside_paper, neighbours, read_bench, seed_interva
 from .clips import read_clips
 from .views import SCRIPT, STYLE, embedding_map, interval_plot, pair_grid, retrieval_grid, rst_path, spread_queries
 
-# %% ../nbs/12_report.ipynb #e9ae2ff4
+# %% ../nbs/12_report.ipynb #32323958
 def section(id, title, *parts):
     "A titled section; parts are HTML."
     return f'<section id="{id}" aria-labelledby="{id}-h"><h2 id="{id}-h">{escape(title)}</h2>{"".join(parts)}</section>'
@@ -37,7 +37,7 @@ def html_table(df, caption, index=False, decimals=3, kind=''):
 
 def folded(title, body): return f'<details><summary>{escape(title)}</summary>{body}</details>'
 
-# %% ../nbs/12_report.ipynb #ccc33f48
+# %% ../nbs/12_report.ipynb #408ee42d
 def part(folder, id, title, files, make):
     "A section by `make()`; a note instead if one of its files is missing, or the reason if it cannot be shown."
     missing = [f for f in files if not (folder / f).is_file()]
@@ -47,7 +47,7 @@ def part(folder, id, title, files, make):
         body = note(f'Could not be shown from {", ".join(files)}: {type(error).__name__}: {error}', 'broken')
     return section(id, title, body)
 
-# %% ../nbs/12_report.ipynb #1aa9e940
+# %% ../nbs/12_report.ipynb #9bf85bf8
 WORLD = ('The embedded world is simulated: physics of 50 table-top actions, a rendered person, a head camera and fixed cameras. '
          'Its numbers say how methods compare here; they are no claim about real video.')
 
@@ -60,13 +60,14 @@ def _titled(df):
 
 def _percent(df, columns): return df.assign(**{c: (100 * df[c]).map('{:.1f}'.format) for c in columns})
 
+# %% ../nbs/12_report.ipynb #7485d72b
 def results(bench):
     "The wide table beside the paper's numbers, the headline as a picture, chance levels, every row folded."
     s, data = seed_interval(bench), ', '.join(map(str, bench.dataset.unique()))
     head = s[(s.protocol == 'class_across_scenes') & (s.direction == 'avg') & (s.metric == 'HR@5')]
     seeds = f'{s.seeds.min()}' if s.seeds.nunique() == 1 else f'{s.seeds.min()} to {s.seeds.max()}'
     how = ' and '.join(f'95% {i}' for i in s.interval.unique())
-    lead = note(f'Data: {data}. Values in per cent, mean ± half of the interval ({how}); {seeds} seed(s) a method. Headline: '
+    lead = note(f'Data: {data}. Values in per cent, mean ± half of the interval ({how}); {seeds} seed{"" if seeds == "1" else "s"} a method. Headline: '
                 'class_across_scenes, where clips of the query’s own take and room are taken out of the gallery.')
     if 'embedded world' in data: lead += note(WORLD, 'world')
     plot = interval_plot(head, f'HR@5 across scenes, mean of both directions, per cent ({data})') if len(head) else ''
@@ -79,6 +80,7 @@ def results(bench):
     rows = folded('Every number, with interval, chance and n', html_table(_percent(s, ('value', 'lo', 'hi', 'chance')), 'All rows, per cent'))
     return lead + plot + main + more + note('± is half the width of the interval. Skill: accuracy is shown with the larger class as chance.') + paper + rows
 
+# %% ../nbs/12_report.ipynb #780d4073
 def chance_levels(bench):
     "What blind guessing reaches, by task, protocol and direction."
     keys = ['task', 'protocol', 'direction', 'n']
@@ -100,7 +102,7 @@ def precision_table(p):
     shown = p.apply(lambda c: c.map('{:.0f}'.format if c.name[1] == 'n' else lambda v: f'{100 * v:.1f}'))
     return html_table(_titled(shown), 'Precision@1 of pseudo-pairs, per cent: which share of chosen exo clips agrees with its ego clip', True, kind='wide')
 
-# %% ../nbs/12_report.ipynb #eb0feb6f
+# %% ../nbs/12_report.ipynb #90922133
 def _figure(fig, id, alt):
     "A plotly figure as HTML of fixed height, without the library; it takes the page's text colour once it is drawn."
     html = fig.to_html(full_html=False, include_plotlyjs=False, div_id=id, default_height=f'{fig.layout.height}px', default_width='100%',
@@ -127,6 +129,7 @@ def _retrieval(folder, clips):
     title = dict(after='After training', before='The same queries before training')
     return lead + ''.join(f'<h3>{title[k]}</h3>{grids[k](queries=asked)}' for k in ('after', 'before') if k in grids)
 
+# %% ../nbs/12_report.ipynb #e3794074
 MAPPED = 1500  # clips on a map: more are drawn by chance, for time and file size
 
 def _map(folder, clips):
@@ -136,7 +139,7 @@ def _map(folder, clips):
     alt = f'UMAP of {len(kept)} of {len(rows)} test clips, ego circles and exo diamonds, before and after training'
     return note(f'{alt}; lines join synchronized views. View gap and cosine are measured in the full space.') + _figure(fig, 'map-plot', alt)
 
-# %% ../nbs/12_report.ipynb #622f3393
+# %% ../nbs/12_report.ipynb #05155242
 def _path(folder, clips):
     "The denoising paths of path.safetensors on the map of its exo features."
     z, ids = load_file(folder / 'path.safetensors'), json.loads((folder / 'path.json').read_text())
@@ -148,15 +151,20 @@ def _path(folder, clips):
     alt = f'Denoising of {len(z["z_t"])} test clips in {z["z_t"].shape[1]} steps, drawn among {len(z["exo"])} real exo clips'
     return note(f'{alt}: each step at the place of its nearest real clips. The last step should lie near the star.') + _figure(fig, 'path-plot', alt)
 
+# %% ../nbs/12_report.ipynb #5fce9913
 def _flat(facts, prefix=''):
     "Nested settings as (name, value) rows."
     if isinstance(facts, dict): return [r for k, v in facts.items() for r in _flat(v, f'{prefix}.{k}' if prefix else str(k))]
     return [(prefix, facts if isinstance(facts, str) else json.dumps(facts))]
 
 def _facts(folder):
-    return html_table(pd.DataFrame(_flat(json.loads((folder / 'facts.json').read_text())), columns=['fact', 'value']), 'Settings, seeds, timings, versions', kind='words')
+    "Plain facts as a table; each nested group folded below it."
+    facts = json.loads((folder / 'facts.json').read_text())
+    def shown(part, caption): return html_table(pd.DataFrame(_flat(part), columns=['fact', 'value']), caption, kind='words')
+    plain = {k: v for k, v in facts.items() if not isinstance(v, dict) and v != ''}
+    return shown(plain, 'What ran') + ''.join(folded(k, shown(v, k)) for k, v in facts.items() if isinstance(v, dict))
 
-# %% ../nbs/12_report.ipynb #d24c8fc5
+# %% ../nbs/12_report.ipynb #b2984749
 CSS = """
 :root{color-scheme:light dark;--bg:#fff;--fg:#1b1b1b;--soft:#f4f4f2;--line:#c9c9c4;--mute:#5b5b5b;--link:#00558c}
 @media(prefers-color-scheme:dark){:root{--bg:#17181a;--fg:#e8e8e4;--soft:#222427;--line:#45484c;--mute:#a9a9a4;--link:#7cc4f2}}
@@ -172,12 +180,13 @@ caption{white-space:nowrap;text-align:left;color:var(--mute);padding:4px 0}.data
 .words td,.lead td:nth-child(-n+3){text-align:left}.theirs td:nth-last-child(-n+6){background:var(--soft);font-style:italic;color:var(--mute)}.theirs tbody tr:last-child>*{border-top:2px solid var(--line)}
 details{margin:8px 0}summary{cursor:pointer;color:var(--link)}.plot{width:100%;max-width:760px;font-size:13px;fill:currentColor;display:block}
 :focus-visible{outline:3px solid #56B4E9;outline-offset:2px}.skip{position:absolute;left:-999px}.skip:focus{left:8px;top:8px;background:var(--bg)}"""
+
+# %% ../nbs/12_report.ipynb #ab878a6a
 THEME = """
 const paint = id => Plotly.relayout(id, {'font.color': getComputedStyle(document.body).color});
 matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () =>
   document.querySelectorAll('.plotly-graph-div').forEach(d => paint(d.id)));"""
 
-# %% ../nbs/12_report.ipynb #120b968f
 INTRO = ('Can a model that watches an action through a person’s own eyes find it again from across the room? This page holds one run of '
          'the line from video to benchmark: features of ego (first-person) and exo (third-person) clips, a translator between the views, '
          'pseudo-pairs chosen by it, encoders trained on them, and the tests of each.')
@@ -187,6 +196,7 @@ def _known_facts(folder):
     try: return dict(json.loads((folder / 'facts.json').read_text()))
     except (OSError, ValueError, TypeError): return {}
 
+# %% ../nbs/12_report.ipynb #2bcffdfd
 def sections(folder, facts, root=None):
     "The page's parts in order: (id, title, HTML). `root` is the folder that the clips' videos are relative to."
     clips = lambda: read_clips(folder / 'clips.parquet', root or facts.get('root'))
@@ -209,7 +219,7 @@ def sections(folder, facts, root=None):
          if (folder / 'problems.parquet').is_file() else note('No clip was recorded as unusable.'))]
     return [(id, title, part(folder, id, title, files, make)) for id, title, files, make in plan]
 
-# %% ../nbs/12_report.ipynb #44c463c8
+# %% ../nbs/12_report.ipynb #40efc671
 def write_report(
     run_folder,     # folder with the run's files, see the table above
     out,            # where the page goes

@@ -8,7 +8,7 @@ __all__ = ['PAPER', 'RSTSettings', 'noise_schedule', 'as_features', 'similarity'
            'mix_pairs', 'rst_loss', 'Trajectory', 'RosettaPipeline', 'seeded', 'new_translator', 'train_translator',
            'MLP', 'RST', 'compare_translators', 'quality_against_steps', 'fewest_steps']
 
-# %% ../nbs/05_translator.ipynb #4e917556
+# %% ../nbs/05_translator.ipynb #5f667276
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ from diffusers.models.normalization import AdaLayerNormContinuous, AdaLayerNormZ
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
-# %% ../nbs/05_translator.ipynb #223ebec5
+# %% ../nbs/05_translator.ipynb #e136bb86
 @dataclass(frozen=True)
 class RSTSettings:
     "Settings of the Rosetta Stone Translator; the paper names DiT and DDPM and leaves the rest open."
@@ -61,7 +61,7 @@ class RSTSettings:
 
 PAPER = RSTSettings(prediction="epsilon", anchor=False, cond_noise=0.0, dropout=0.1, steps=3000, patience=10)
 
-# %% ../nbs/05_translator.ipynb #e42a06d7
+# %% ../nbs/05_translator.ipynb #fe18cf09
 def noise_schedule(
     settings: RSTSettings,  # timesteps, beta_schedule, prediction
     kind=DDPMScheduler,  # or DDIMScheduler
@@ -70,7 +70,7 @@ def noise_schedule(
     return kind(num_train_timesteps=settings.timesteps, beta_schedule=settings.beta_schedule, clip_sample=False,
                 prediction_type=settings.prediction, timestep_spacing="trailing")
 
-# %% ../nbs/05_translator.ipynb #04179373
+# %% ../nbs/05_translator.ipynb #ba429343
 def as_features(
     z,  # (B, D) or (B, L, D) array or tensor
     name: str = "z",  # how the message calls it
@@ -97,11 +97,11 @@ def translation_scores(
     "R@1 and R@5 in percent, median rank (1 is best, ties count against), mean cosine to the truth, nce."
     sim = similarity(z_hat, z_exo)
     rank = (sim >= sim.diagonal()[:, None]).sum(1).float()
-    return {"R@1": 100 * (rank <= 1).float().mean().item(), "R@5": 100 * (rank <= 5).float().mean().item(),
+    return {"R@1": 100 * (rank <= 1).double().mean().item(), "R@5": 100 * (rank <= 5).double().mean().item(),
             "median_rank": rank.median().item(), "cosine": sim.diagonal().mean().item(),
             "nce": F.cross_entropy(20 * sim, torch.arange(len(sim))).item()}
 
-# %% ../nbs/05_translator.ipynb #fed187c3
+# %% ../nbs/05_translator.ipynb #b431d05f
 def groups_of(z_ego, groups=None) -> np.ndarray:
     "One id a row, never split by inner validation: the caller's, or one for each distinct ego feature."
     if groups is not None: return np.unique(np.asarray(groups), return_inverse=True)[1]
@@ -127,7 +127,7 @@ class Nearest:
 
     def __call__(self, z_ego): return self.values[(F.normalize(as_features(z_ego), dim=1) @ self.keys.T).argmax(1)]
 
-# %% ../nbs/05_translator.ipynb #8fc78548
+# %% ../nbs/05_translator.ipynb #2ad77dee
 def ridge_path(
     x: torch.Tensor,  # (N, D) inputs
     y: torch.Tensor,  # (N, E) targets
@@ -142,7 +142,7 @@ def ridge_path(
 
 
 class Ridge:
-    "Linear map, shrunk towards the mean or towards the identity; choice and penalty by cross-validation inside."
+    "Linear map, shrunk towards the mean or towards the ego feature itself; chosen by cross-validation inside."
     alphas = tuple(np.logspace(-2, 3, 11))  # from nearly free to nearly constant
 
     def fit(self, z_ego, z_exo, seed=0, groups=None):
@@ -153,7 +153,8 @@ class Ridge:
         for (p, prior), k in product(enumerate(priors), fold.unique()):
             path = ridge_path(x[fold != k], (y - x @ prior)[fold != k], self.alphas)
             for a, (w, b) in enumerate(path): guess[p, a, fold == k] = x[fold == k] @ (w + prior) + b
-        nce = [translation_scores(g, y)["nce"] for g in guess.flatten(0, 1)]
+        inside = [fold == k for k in fold.unique()]  # rank among the fold's own clips: held-out rooms hold no old ones
+        nce = [np.mean([translation_scores(g[i], y[i])["nce"] for i in inside]) for g in guess.flatten(0, 1)]
         self.prior, a = divmod(int(np.argmin(nce)), len(self.alphas))
         self.alpha, self.unseen = self.alphas[a], guess[self.prior, a]
         (w, self.bias), = ridge_path(x, y - x @ priors[self.prior], [self.alpha])
@@ -162,7 +163,7 @@ class Ridge:
 
     def __call__(self, z_ego): return as_features(z_ego, "z_ego").flatten(1) @ self.weight + self.bias
 
-# %% ../nbs/05_translator.ipynb #9d25a923
+# %% ../nbs/05_translator.ipynb #6ad9d420
 class Block(nn.Module):
     "A transformer block whose norms are shifted, scaled and gated by the condition: adaLN-Zero."
     def __init__(self, width, heads, dropout):
@@ -178,9 +179,11 @@ class Block(nn.Module):
         h = self.norm2(x) * (1 + scale[:, None]) + shift[:, None]
         return x + gate_mlp[:, None] * self.mlp(h)  # (B, L, W)
 
-# %% ../nbs/05_translator.ipynb #a8c9ca6b
+# %% ../nbs/05_translator.ipynb #53264951
 class DiT(ModelMixin, ConfigMixin):
     "eps_theta(z_t, t, z_ego) of Sec. 3.2. Features are (D,) vectors, cut into tokens, or (L, D) tokens already."
+    __module__ = "viewpoint_rosetta.translator"  # where saved pipelines look for it, also when saved from a notebook
+
     @register_to_config
     def __init__(self, ego_shape=(256,), exo_shape=(256,), tokens=4, width=128, depth=2, heads=4, dropout=0.0):
         super().__init__()
@@ -207,9 +210,11 @@ class DiT(ModelMixin, ConfigMixin):
         for block in self.blocks: h = block(h, c)
         return self.out(self.norm(h, c)).reshape(x_t.shape)  # (B, *exo_shape)
 
-# %% ../nbs/05_translator.ipynb #2f0f8b8f
+# %% ../nbs/05_translator.ipynb #fa205ca1
 class Scale(ModelMixin, ConfigMixin):
-    "Ego features to unit variance; exo features to unit-variance deviations from `z_ego @ weight + bias`."
+    "Ego features to unit variance; exo features to unit-variance deviations from `z_ego @ weight + exo_mean`."
+    __module__ = "viewpoint_rosetta.translator"
+
     @register_to_config
     def __init__(self, ego_shape=(256,), exo_shape=(256,)):
         super().__init__()
@@ -234,12 +239,15 @@ def fit_scale(
     scale.exo_mean.copy_(centre), scale.ego_mean.copy_(z_ego.mean(0)), scale.ego_std.copy_(z_ego.std(0).clamp_min(1e-6))
     if anchor:
         ridge = Ridge().fit(z_ego, z_exo, groups=groups)
-        centre = ridge.unseen.reshape(z_exo.shape)
-        scale.weight.copy_(ridge.weight), scale.exo_mean.copy_(ridge.bias.reshape(z_exo.shape[1:]))
+        guess, truth = ridge.unseen.reshape(z_exo.shape) - ridge.unseen.mean(0).reshape(centre.shape), z_exo - centre
+        slope = (guess * truth).sum() / guess.square().sum()  # ridge was chosen by rank, which does not see its size
+        centre = centre + slope * guess
+        scale.weight.copy_(slope * ridge.weight)
+        scale.exo_mean.copy_(z_exo.mean(0) - (z_ego.flatten(1).mean(0) @ scale.weight).reshape(z_exo.shape[1:]))
     scale.exo_std.copy_((z_exo - centre).std(0).clamp_min(1e-6))
     return scale, (z_exo - centre) / scale.exo_std
 
-# %% ../nbs/05_translator.ipynb #df55ce66
+# %% ../nbs/05_translator.ipynb #7d4e199b
 def diffusion_target(scheduler, x0, eps, t) -> torch.Tensor:
     "What the denoiser should answer, (B, D): the noise (the paper's), the velocity, or the clean feature."
     kind = scheduler.config.prediction_type
@@ -262,7 +270,7 @@ def rst_loss(denoiser, scheduler, x_ego, x_exo, settings: RSTSettings) -> torch.
     answer = denoiser(scheduler.add_noise(x_exo, eps, t), t, c)
     return F.mse_loss(answer, diffusion_target(scheduler, x_exo, eps, t))
 
-# %% ../nbs/05_translator.ipynb #22c97ded
+# %% ../nbs/05_translator.ipynb #2970cb86
 class Trajectory(NamedTuple):
     "What a translation passed through, in feature units, from noise to feature."
     t: torch.Tensor  # (K,) times, falling
@@ -321,7 +329,7 @@ class RosettaPipeline(DiffusionPipeline):
         back = lambda v: self.scale.exo_back(v, repeated).reshape(noise.shape)
         return (back(x), scheduler.timesteps, torch.stack([*map(back, seen)]), torch.stack([*map(back, guessed)])) if keep else (back(x),)
 
-# %% ../nbs/05_translator.ipynb #0acef4d6
+# %% ../nbs/05_translator.ipynb #1261cb84
 @contextmanager
 def seeded(
     seed: int,  # every random number inside depends on this alone
@@ -340,7 +348,7 @@ def new_translator(z_ego, z_exo, settings: RSTSettings = RSTSettings(), groups=N
     return RosettaPipeline(denoiser, scale, noise_schedule(settings, DDIMScheduler), settings.inference_steps,
                            settings.samples), x_exo
 
-# %% ../nbs/05_translator.ipynb #540ddbd0
+# %% ../nbs/05_translator.ipynb #ce54a8d4
 def train_translator(
     z_ego,  # (N, D) ego features of paired clips
     z_exo,  # (N, D) exo features, row i shows the same moment
@@ -383,7 +391,7 @@ def _train(z_ego, z_exo, aside, settings, seed, progress, groups) -> RosettaPipe
             if history[-1]["nce"] == min(h["nce"] for h in history): best = [p.clone() for p in ema.shadow_params]
             elif step - min(history, key=lambda h: h["nce"])["step"] >= settings.patience * settings.eval_every: break
         EMAModel(best or ema.shadow_params).copy_to(params)
-        net.eval().requires_grad_(False)
+        opt.zero_grad(), net.eval().requires_grad_(False)
     pipe.history = pd.DataFrame(history)
     return pipe
 
@@ -396,7 +404,7 @@ def _look(pipe, ema, params, aside, seed) -> dict:
     ema.restore(params), pipe.denoiser.train()
     return scores
 
-# %% ../nbs/05_translator.ipynb #37bbaf1a
+# %% ../nbs/05_translator.ipynb #4e749e14
 class MLP:
     "One hidden layer on standardised features; width, decay, skip and epochs chosen inside the training pairs."
     def __init__(self, grid=tuple(product((128, 512), (0.1, 1.0), (False, True))), epochs=120, dropout=0.5):
@@ -446,7 +454,7 @@ class RST:
 
     def __call__(self, z_ego): return self.pipe.translate(z_ego, generator=torch.Generator().manual_seed(self.seed))
 
-# %% ../nbs/05_translator.ipynb #df5c0ae1
+# %% ../nbs/05_translator.ipynb #e987b84d
 def compare_translators(
     train,  # (z_ego, z_exo) training pairs, each (N, D)
     held,  # (z_ego, z_exo) pairs of other people and rooms
@@ -465,7 +473,7 @@ def compare_translators(
                      "fit_s": seconds, "n_train": len(train[0]), "n_held": len(held[0])})
     return pd.DataFrame(rows)
 
-# %% ../nbs/05_translator.ipynb #9892046e
+# %% ../nbs/05_translator.ipynb #a811dfc1
 def quality_against_steps(
     pipe: RosettaPipeline,  # a trained translator
     z_ego,  # (N, D) held-out

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EPS', 'VideoError', 'frame_times', 'read_frames', 'probe', 'clip_frames', 'thumbnail', 'strip', 'animate', 'data_uri']
 
-# %% ../nbs/02_video.ipynb #0da138a3
+# %% ../nbs/02_video.ipynb #e92d756b
 import base64
 import io
 from pathlib import Path
@@ -17,13 +17,13 @@ from PIL import Image
 
 from .clips import video_path
 
-# %% ../nbs/02_video.ipynb #8674a46e
+# %% ../nbs/02_video.ipynb #0ff8f575
 try:
     import decord
     decord.logging.set_level(decord.logging.QUIET)  # what it would print is found and told here
 except ImportError: decord = None  # no wheel for this machine: PyAV reads everything
 
-# %% ../nbs/02_video.ipynb #5b2e42e1
+# %% ../nbs/02_video.ipynb #58867bce
 class VideoError(ValueError):
     "A video, or the part asked for, that cannot be read: which file, what was asked and found, what to do."
 
@@ -39,16 +39,17 @@ def frame_times(
                          f"has a positive length and gives at least one frame; correct start_s and end_s")
     return start_s + (np.arange(n) + 0.5) * (end_s - start_s) / n
 
-# %% ../nbs/02_video.ipynb #a09b2d18
+# %% ../nbs/02_video.ipynb #d6505898
 EPS = 1e-3  # seconds; decord keeps times as 32-bit floats
 
 
 def _known(path: Path) -> bool:
     "Whether the first bytes are those of MP4, MOV, Matroska, WebM, AVI or FLV, in which decord finds its frames."
     with open(path, "rb") as f: head = f.read(8)
-    return head[4:] in (b"ftyp", b"moov", b"mdat", b"wide", b"free") or head[:4] in (b"\x1aE\xdf\xa3", b"RIFF", b"FLV\1")
+    mp4 = head[4:] in (b"ftyp", b"moov", b"mdat", b"wide", b"free")
+    return mp4 or head[:4] in (b"\x1aE\xdf\xa3", b"RIFF", b"FLV\1")
 
-
+# %% ../nbs/02_video.ipynb #ac731bb0
 def _decord(path: Path, times: np.ndarray, gap_s: float) -> np.ndarray | None:
     "Frames at increasing times (n,) -> (n, H, W, 3); None where anything is odd."
     if not _known(path): return None
@@ -62,7 +63,7 @@ def _decord(path: Path, times: np.ndarray, gap_s: float) -> np.ndarray | None:
     except (decord.DECORDError, RuntimeError, AssertionError, IndexError): return None
     return frames if len(frames) == len(times) else None
 
-# %% ../nbs/02_video.ipynb #04cf088c
+# %% ../nbs/02_video.ipynb #b95505c2
 def _timed(box, stream, t0: float):
     "(from_s, to_s, frame) of the frames that decode, from the key frame before t0 until the file ends or breaks."
     zero, tick, length = stream.start_time or 0, stream.time_base, float(1 / (stream.average_rate or 25))
@@ -75,7 +76,7 @@ def _timed(box, stream, t0: float):
             yield start, start + (float((frame.duration or 0) * tick) or length), frame
     except av.FFmpegError: return
 
-
+# %% ../nbs/02_video.ipynb #614dbf77
 def _pick(timed, times: np.ndarray) -> tuple[list, float]:
     "For increasing times the (from_s, to_s, frame) then on screen, fewer if it ends before; and the last second seen."
     picked, held = [], None
@@ -86,7 +87,7 @@ def _pick(timed, times: np.ndarray) -> tuple[list, float]:
     while held and len(picked) < len(times) and times[len(picked)] <= held[1] + EPS: picked.append(held)
     return picked, held[1] if held else 0.0
 
-# %% ../nbs/02_video.ipynb #d2f6cd46
+# %% ../nbs/02_video.ipynb #05e2f220
 def _open(path: Path):
     "The file opened in PyAV, with a video stream in it; raises VideoError that says what the file is instead."
     if not path.exists(): raise VideoError(f"{path}: no such file; check the clip table's `video` and its root folder")
@@ -103,17 +104,17 @@ def _open(path: Path):
     box.close()
     raise VideoError(f"{path}: holds no video stream, only {kinds}; give a whole video file")
 
-
+# %% ../nbs/02_video.ipynb #82b5ecf7
 def _stated(box, stream) -> float:
     "The length in seconds that the file's header states; 0 if it states none."
     return float(stream.duration * stream.time_base) if stream.duration else (box.duration or 0) / 1e6
 
-# %% ../nbs/02_video.ipynb #02583969
+# %% ../nbs/02_video.ipynb #2d0da824
 def _turned(frame) -> np.ndarray:
     "RGB pixels (H, W, 3), upright as the camera was held."
     return np.rot90(frame.to_ndarray(format="rgb24"), k=round((frame.rotation or 0) / 90))
 
-
+# %% ../nbs/02_video.ipynb #456fb605
 def _pyav(path: Path, times: np.ndarray, gap_s: float) -> np.ndarray:
     "Frames at increasing times (n,) -> (n, H, W, 3); raises VideoError with the diagnosis."
     for t0 in (times[0], 0.0):  # a seek may land too late: then from the beginning
@@ -127,10 +128,11 @@ def _pyav(path: Path, times: np.ndarray, gap_s: float) -> np.ndarray:
     if late: raise VideoError(f"{asked}, but none is stored near {late[0]:.3f} s; leave this part out")
     cut = stated > last + EPS and stated > times[len(picked)]
     raise VideoError(f"{asked}, found {len(picked)}: " + (
-        f"the file states {stated:.3f} s but its frames end at {last:.3f} s, so it is truncated or damaged; get the whole file"
+        f"the file states {stated:.3f} s but its frames end at {last:.3f} s, so it is truncated or damaged; "
+        f"get the whole file"
         if cut else f"the video ends at {max(last, stated):.3f} s; correct start_s and end_s"))
 
-# %% ../nbs/02_video.ipynb #4777bc62
+# %% ../nbs/02_video.ipynb #1123f26d
 def read_frames(
     path: str | Path,    # a video file
     times_s,             # (T,) seconds since the first frame; any order, repeats allowed
@@ -144,7 +146,7 @@ def read_frames(
     frames = _decord(path, times, gap_s) if decord and path.is_file() else None
     return (_pyav(path, times, gap_s) if frames is None else frames)[back]
 
-# %% ../nbs/02_video.ipynb #c088a4fe
+# %% ../nbs/02_video.ipynb #136d3599
 def probe(
     path: str | Path,  # a video file
 ) -> dict:             # fps, frames, duration_s, width, height as counted; stated_s as the header says
@@ -158,7 +160,7 @@ def probe(
         return dict(fps=fps, frames=frames, duration_s=frames / fps if fps else 0.0,
                     width=stream.width, height=stream.height, stated_s=stated)
 
-# %% ../nbs/02_video.ipynb #00a70403
+# %% ../nbs/02_video.ipynb #cea168b0
 def clip_frames(
     clips: pd.DataFrame,  # a clip table that knows its root
     row: int | str,       # a row's position, or its clip_id
@@ -173,7 +175,7 @@ def clip_frames(
     except ValueError as error:
         raise VideoError(f"row {row + 1} (clip_id {clip.clip_id!r}, {clip.start_s}-{clip.end_s} s): {error}") from error
 
-# %% ../nbs/02_video.ipynb #1379aaa5
+# %% ../nbs/02_video.ipynb #59131e61
 def thumbnail(
     frame: np.ndarray,  # (H, W, 3) uint8
     height: int = 96,   # pixels; the width follows
@@ -182,7 +184,7 @@ def thumbnail(
     h, w = frame.shape[:2]
     return Image.fromarray(np.ascontiguousarray(frame)).resize((max(1, round(w * height / h)), height), Image.LANCZOS)
 
-
+# %% ../nbs/02_video.ipynb #9110e3d0
 def strip(
     frames: np.ndarray,  # (T, H, W, 3) uint8
     height: int = 96,    # pixels
@@ -190,7 +192,7 @@ def strip(
     "The frames of a clip side by side, in order of time."
     return Image.fromarray(np.concatenate([np.asarray(thumbnail(f, height)) for f in frames], axis=1))
 
-
+# %% ../nbs/02_video.ipynb #91750668
 def animate(
     frames: np.ndarray,  # (T, H, W, 3) uint8
     fps: float,          # frames a second
@@ -202,7 +204,7 @@ def animate(
     first.save(out, "webp", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, quality=60)
     return out.getvalue()
 
-
+# %% ../nbs/02_video.ipynb #24a88cdd
 def data_uri(
     picture: bytes | Image.Image,  # what `animate` gives, or a still
 ) -> str:                          # "data:image/webp;base64,…"

@@ -6,7 +6,7 @@
 __all__ = ['RATE', 'SIDE', 'STYLE', 'SCRIPT', 'LOOK', 'clip_mp4', 'clip_player', 'pair_grid', 'spread_queries', 'retrieval_grid',
            'project', 'view_gap', 'embedding_map', 'place', 'rst_path', 'interval_plot']
 
-# %% ../nbs/11_views.ipynb #d2ca9c96
+# %% ../nbs/11_views.ipynb #f75e76a8
 import base64
 import io
 from fractions import Fraction
@@ -23,7 +23,7 @@ from .benchmark import neighbours, top_pairs
 from .clips import sync_pairs
 from .video import clip_frames
 
-# %% ../nbs/11_views.ipynb #b88004e0
+# %% ../nbs/11_views.ipynb #72542882
 def clip_mp4(
     frames,        # (T, H, W, 3) uint8
     fps,           # frames per second
@@ -40,7 +40,7 @@ def clip_mp4(
         box.mux(stream.encode())
     return buffer.getvalue()
 
-# %% ../nbs/11_views.ipynb #85d0ad23
+# %% ../nbs/11_views.ipynb #655797ee
 RATE, SIDE = 16, 160  # frames per second shown; the largest width or height in pixels
 
 def _shrunk(frames, side=SIDE):
@@ -70,7 +70,7 @@ def clip_player(
     return (f'<video src="data:video/mp4;base64,{data}" autoplay loop muted playsinline tabindex="0" '
             f'role="img" aria-label="{alt}" title="{alt}"></video>')
 
-# %% ../nbs/11_views.ipynb #5e9f0003
+# %% ../nbs/11_views.ipynb #011df575
 STYLE = """
 .grid{display:grid;gap:14px;grid-template-columns:repeat(auto-fill,minmax(262px,1fr))}
 .pair,.found{margin:0;padding:8px;border:1px solid var(--line,#8886);border-radius:8px}
@@ -95,7 +95,7 @@ def _shot(clips, row, head, kind=''):
     "One clip with a heading and its narration."
     return (f'<div class="shot {kind}">{clip_player(clips, row.clip_id)}<p class="tag">{escape(head)}</p><p>{_said(row)}</p></div>')
 
-# %% ../nbs/11_views.ipynb #7349c0ea
+# %% ../nbs/11_views.ipynb #8ee76454
 def _verdict(ego, exo):
     "In words, whether a pair is right; empty where the truth is unknown."
     if not isinstance(ego.label, str) or not isinstance(exo.label, str): return ''
@@ -122,7 +122,7 @@ def pair_grid(
     parts = [(f'Best {n} of {len(best)}', best.head(n)), (f'Worst {n} of {len(best)}', best.tail(n)[::-1])]
     return ''.join(f'<h3>{h}</h3><div class="grid">{"".join(card(p) for _, p in part.iterrows())}</div>' for h, part in parts)
 
-# %% ../nbs/11_views.ipynb #0715049b
+# %% ../nbs/11_views.ipynb #062ef987
 def spread_queries(good, n):
     "Positions of n queries at even distances from the most to the fewest hits: good (Nq, k) -> (n,)."
     order = np.argsort(-np.asarray(good).sum(1), kind='stable')
@@ -149,7 +149,7 @@ def retrieval_grid(
                 f'{_shot(clips, query, asks, "query")}{"".join(found)}</div></figure>')
     return ''.join(line(q) for q in shown)
 
-# %% ../nbs/11_views.ipynb #73bbb446
+# %% ../nbs/11_views.ipynb #d50d36ef
 def _unit(z):
     z = np.asarray(z, np.float64)
     return z / np.maximum(np.linalg.norm(z, axis=-1, keepdims=True), 1e-12)
@@ -163,7 +163,7 @@ def project(z, seed=0):
     import umap                                                     # here, because importing and compiling it takes seconds
     return umap.UMAP(metric='cosine', n_neighbors=min(15, len(z) - 1), random_state=seed, n_jobs=1).fit_transform(z)
 
-# %% ../nbs/11_views.ipynb #e0a86562
+# %% ../nbs/11_views.ipynb #895e2bb8
 LOOK = {'ego': dict(color='#0072B2', symbol='circle'), 'exo': dict(color='#E69F00', symbol='diamond')}
 
 def view_gap(z, rows):
@@ -179,11 +179,12 @@ def _hover(rows):
 def _bare(fig, height):
     "Transparent background, no axes, legend below: fits light and dark pages."
     fig.update_xaxes(visible=False).update_yaxes(visible=False)
+    fig.update_layout(modebar=dict(orientation='v', bgcolor='rgba(0,0,0,0)', color='#999999', activecolor='#0072B2'))
     return fig.update_layout(template='none', height=height, margin=dict(l=8, r=8, t=36, b=44), paper_bgcolor='rgba(0,0,0,0)',
                              plot_bgcolor='rgba(128,128,128,0.07)', legend=dict(orientation='h', y=-0.02, yanchor='top', x=0.5, xanchor='center'),
                              font=dict(color='#767676', family='system-ui, sans-serif', size=13))
 
-# %% ../nbs/11_views.ipynb #2926e485
+# %% ../nbs/11_views.ipynb #181d2c42
 def _links(xy, ends):
     "Line segments between pairs of points, as one broken line: x, y."
     gaps = np.full((len(ends), 3, 2), np.nan)
@@ -198,7 +199,7 @@ def embedding_map(
     height=520,    # pixels
 ) -> go.Figure:
     "Maps of ego (circles) and exo (diamonds) side by side, with pairs joined by lines and texts on hover."
-    pairs = (sync_pairs(rows) if pairs is None else pairs).drop_duplicates('ego')
+    pairs = sync_pairs(rows) if pairs is None else pairs
     place = pd.Series(np.arange(len(rows)), index=rows.clip_id)
     pairs = pairs[pairs.ego.isin(place.index) & pairs.exo.isin(place.index)]
     ends = np.stack([place[pairs.ego].to_numpy(), place[pairs.exo].to_numpy()], 1) if len(pairs) else np.empty((0, 2), int)
@@ -219,7 +220,7 @@ def embedding_map(
                             hovertemplate='%{text}<extra></extra>', legendgroup=view, showlegend=col == 1, row=1, col=col)
     return _bare(fig, height)
 
-# %% ../nbs/11_views.ipynb #3f283639
+# %% ../nbs/11_views.ipynb #90165af3
 def place(
     x,      # (M, D) vectors to put on a map
     z,      # (N, D) vectors the map was made of
@@ -233,7 +234,18 @@ def place(
     w = 1 / (np.maximum(close, 0) + 1e-6)
     return (w[..., None] * xy[near]).sum(1) / w.sum(1, keepdims=True), 1 - close[:, 0]
 
-# %% ../nbs/11_views.ipynb #960776c4
+# %% ../nbs/11_views.ipynb #c85dc035
+def _growing(steps, scale):
+    "Markers that grow and change colour along the steps."
+    return dict(size=np.linspace(4, 11, steps), color=np.arange(1, steps + 1), colorscale='Viridis', symbol='circle', showscale=scale,
+                colorbar=dict(title='step', thickness=10, len=0.6))
+
+def _spots(fig, xy, name, symbol, color, names, size=10):
+    "One kind of marker, named on hover."
+    fig.add_scatter(x=xy[:, 0], y=xy[:, 1], mode='markers', name=name, marker=dict(size=size, symbol=symbol, color=color),
+                    text=[f'{n}: {name}' for n in names], hoverinfo='text')
+
+# %% ../nbs/11_views.ipynb #90974967
 def rst_path(
     z_t,             # (S, steps, D) predicted exo features along the denoising of S ego clips
     exo,             # (M, D) features of real exo clips: the map
@@ -259,18 +271,13 @@ def rst_path(
     for s, path in enumerate(paths):
         fig.add_scatter(x=path[:, 0], y=path[:, 1], mode='lines+markers', name='denoising', legendgroup='path', showlegend=s == 0,
                         line=dict(width=1.5, color='#666666'), text=[f'{names[s]}: step {i + 1} of {steps}, cosine {near[s * steps + i]:.2f} to the nearest clip' for i in range(steps)],
-                        hoverinfo='text', marker=dict(size=np.linspace(4, 11, steps), color=np.arange(steps), colorscale='Viridis', symbol='circle',
-                                                      showscale=s == 0, colorbar=dict(title='step', thickness=10, len=0.6)))
-    for (kind, look), where in zip({k: dict(identity=('x', '#D55E00'), ridge=('square', '#CC79A7'))[k] for k in ends}.items(), rest):
-        fig.add_scatter(x=where[:, 0], y=where[:, 1], mode='markers', name=kind, marker=dict(size=10, symbol=look[0], color=look[1]),
-                        text=[f'{n}: {kind}' for n in names], hoverinfo='text')
+                        hoverinfo='text', marker=_growing(steps, s == 0))
+    for kind, where in zip(ends, rest): _spots(fig, where, kind, *dict(identity=('x', '#D55E00'), ridge=('square', '#CC79A7'))[kind], names)
     if truth is not None and (known := np.asarray(truth) >= 0).any():
-        at = flat[np.asarray(truth)[known]]
-        fig.add_scatter(x=at[:, 0], y=at[:, 1], mode='markers', name='true exo clip', marker=dict(size=15, symbol='star', color='#009E73'),
-                        text=[f'{n}: true exo' for n, k in zip(names, known) if k], hoverinfo='text')
+        _spots(fig, flat[np.asarray(truth)[known]], 'true exo clip', 'star', '#009E73', np.array(names)[known], 15)
     return _bare(fig, height)
 
-# %% ../nbs/11_views.ipynb #477164c7
+# %% ../nbs/11_views.ipynb #8c31a58b
 def interval_plot(
     rows,       # DataFrame[method, value, lo, hi, chance], shares in [0, 1]
     title,      # what the numbers are
@@ -280,7 +287,7 @@ def interval_plot(
     x = lambda v: 190 + 520 * float(v) * 100 / top
     high = 26 + 26 * len(rows)
     out = [f'<svg viewBox="0 0 760 {high + 26}" role="img" aria-label="{escape(title)}" class="plot"><title>{escape(title)}</title>']
-    for v in np.linspace(0, top, 6):
+    for v in np.arange(0, top + 1, 5 if top <= 20 else 10 if top <= 50 else 20):
         out.append(f'<line x1="{x(v / 100):.1f}" x2="{x(v / 100):.1f}" y1="20" y2="{high}" stroke="currentColor" opacity=".15"/>'
                    f'<text x="{x(v / 100):.1f}" y="{high + 18}" text-anchor="middle">{v:.0f}</text>')
     for i, r in enumerate(rows.itertuples()):
