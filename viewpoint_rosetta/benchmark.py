@@ -102,7 +102,7 @@ def retrieval(
 
 # %% ../nbs/09_benchmark.ipynb #39ec78e3
 def neighbours(z_query, z_gallery, query_rows, gallery_rows, protocol, k=5):
-    "Positions of the k nearest gallery clips that the protocol leaves in (-1 where fewer are left), and whether each is right: (Nq, k) both."
+    "Positions of the k nearest gallery clips the protocol leaves in (-1: fewer are left), and whether each is right: (Nq, k) both."
     right, out = relation(query_rows, gallery_rows, protocol)(slice(None))
     s = np.where(out, -2, np.asarray(z_query) @ np.asarray(z_gallery).T)
     order = np.argsort(-s, axis=1, kind='stable')[:, :k]
@@ -375,13 +375,15 @@ def pair_precision(
     def joined(df, columns):
         values = df[columns].to_numpy(dtype=object)
         return pd.Series(['\n'.join(v) if all(isinstance(x, str) for x in v) else None for v in values], dtype=object)
-    shares = {k: _share(joined(ego, c).to_numpy(), joined(exo, c).to_numpy(), joined(rows.loc[list(candidates)], c)) for k, c in what.items()}
+    free = rows.loc[list(candidates)]
+    shares = {k: _share(joined(ego, c).to_numpy(), joined(exo, c).to_numpy(), joined(free, c)) for k, c in what.items()}
     return {k: v for k, v in shares.items() if v}
 
 def precision_rows(pairs, clips, method, candidates=None):
     "`pair_precision` as rows: DataFrame[method, metric, value, n, chance]."
     found = pair_precision(pairs, clips, candidates)
-    return pd.DataFrame([dict(method=method, metric=k, **v) for k, v in found.items()], columns=['method', 'metric', 'value', 'n', 'chance'])
+    rows = [dict(method=method, metric=k, **v) for k, v in found.items()]
+    return pd.DataFrame(rows, columns=['method', 'metric', 'value', 'n', 'chance'])
 
 # %% ../nbs/09_benchmark.ipynb #8b8a89f1
 def write_bench(df, path):

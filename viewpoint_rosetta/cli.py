@@ -13,7 +13,7 @@ __all__ = ['RESUMED', 'STEPS', 'USUAL', 'SHOWN', 'GAP', 'COMMANDS', 'LINE', 'Ste
            'train_command', 'bench_command', 'report_command', 'common', 'parser', 'options', 'is_full', 'told',
            'mendable', 'say', 'main']
 
-# %% ../nbs/13_cli.ipynb #9b9a01a1
+# %% ../nbs/13_cli.ipynb #bf2596f8
 import argparse
 import errno
 import inspect
@@ -30,7 +30,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
-# %% ../nbs/13_cli.ipynb #ba571163
+# %% ../nbs/13_cli.ipynb #f5185ce5
 @dataclass(frozen=True)
 class Step:
     "A row of the line: what a step reads, leaves and depends on."
@@ -57,12 +57,12 @@ STEPS = {
                                     ("encoders", "losses", "training", "matching", "benchmark", "methods"), RESUMED),
     "maps": Step(("encoder/ours/{seed}", "translator/{seed}"), ("embeddings.safetensors", "embeddings.json",
                  "path.safetensors", "path.json"), (), ("translator", "methods")),
-    "own": Step(("extract",), ("bench.parquet", "pairs.parquet", "embeddings.safetensors", "embeddings.json"),
-                ("match",), ("translator", "matching", "benchmark", "methods")),
+    "own": Step(("extract",), ("pairs.parquet", "embeddings.safetensors", "embeddings.json"), ("match",),
+                ("translator", "matching", "benchmark", "methods")),
     "demo": Step((), ("bench.parquet", "summary.txt", "report.html"), kept="its steps are kept"),
 }
 
-# %% ../nbs/13_cli.ipynb #0d2233ba
+# %% ../nbs/13_cli.ipynb #565a72fb
 def sources(*names: str) -> list:
     "The package's modules as `code_version` reads them (objects with `__file__`), found and not imported."
     return [SimpleNamespace(__file__=find_spec(f"viewpoint_rosetta.{name}").origin) for name in names]
@@ -72,7 +72,7 @@ def slug(method: str) -> str:
     "`ours w/o RST` -> `ours-w-o-rst`: a method's name as a file name."
     return re.sub("[^a-z0-9]+", "-", method.lower()).strip("-")
 
-# %% ../nbs/13_cli.ipynb #a5982abb
+# %% ../nbs/13_cli.ipynb #e0568693
 def with_changes(settings, changes: dict):
     "`settings` with fields replaced; {'train': {'steps': 20}} reaches into the dataclass at `train`. Raises ValueError."
     from dataclasses import replace
@@ -96,7 +96,7 @@ def parsed_changes(words: list) -> dict:
         (out.setdefault(part[0], {}) if part else out)[field] = value
     return out
 
-# %% ../nbs/13_cli.ipynb #d50b8b6c
+# %% ../nbs/13_cli.ipynb #af7d3cdc
 USUAL = dict(preset="demo", changes={}, backbone="efficientnet_lite0", device="cpu")
 
 
@@ -142,7 +142,7 @@ class Steps:
         from viewpoint_rosetta.artifacts import code_version, fingerprint
         return self.folder / ".work" / slug(name) / fingerprint(self.choice, code_version())[:8]
 
-# %% ../nbs/13_cli.ipynb #6df5e897
+# %% ../nbs/13_cli.ipynb #0ed35bf7
 class Line(Steps):
     "What the steps of a run share."
 
@@ -202,7 +202,7 @@ class Line(Steps):
         disable_progress_bar()
         return RosettaPipeline.from_pretrained(self.folder / "translator" / str(seed))
 
-# %% ../nbs/13_cli.ipynb #a4522a70
+# %% ../nbs/13_cli.ipynb #bdce0580
 def told_clips(df) -> str:
     "How many clips of each kind a table holds."
     from viewpoint_rosetta.clips import pool
@@ -223,7 +223,7 @@ def index(line: Line, manifest, splits=None, skip_bad=False):
     line.step("index", make, dict(splits=splits and [*splits, line.seed], skip_bad=skip_bad), [Path(manifest)])
     print(f"  {told_clips(line.table)}")
 
-# %% ../nbs/13_cli.ipynb #e3d6a6a4
+# %% ../nbs/13_cli.ipynb #80657ad7
 def video_stamp(path: Path, end: int = 2**16) -> list:
     "[bytes, hash of both ends]; [0, ''] where there is no file."
     from viewpoint_rosetta.artifacts import fingerprint
@@ -248,7 +248,7 @@ def same_videos(line: Line, now: dict):
                          f"{line.folder / 'features'} to extract anew, or choose another --run")
     line.keep("videos.json", kept | now)
 
-# %% ../nbs/13_cli.ipynb #d8fa0091
+# %% ../nbs/13_cli.ipynb #b72e1900
 def frame_features(line: Line, df):
     "Frames of the clips of `df` through the frozen backbone into the run's store, which it returns."
     from math import isqrt
@@ -278,7 +278,7 @@ def text_features(line: Line, df):
         shutil.rmtree(folder)
         extract_text(df, encoder, FeatureStore(folder))
 
-# %% ../nbs/13_cli.ipynb #bd7f6b83
+# %% ../nbs/13_cli.ipynb #00df84e4
 def settle_problems(line: Line):
     "Strike solved problems from the record and say which are left; ValueError if no clip is usable."
     from viewpoint_rosetta.artifacts import atomic
@@ -303,7 +303,7 @@ def extract(line: Line):
                                     backbone=line.choice["backbone"]))
     settle_problems(line)
 
-# %% ../nbs/13_cli.ipynb #35172e61
+# %% ../nbs/13_cli.ipynb #3817988e
 def whiten(line: Line):
     "The axes along which the cells of the training clips are uncorrelated; encoders learn sooner on fewer numbers."
     extract(line)
@@ -353,7 +353,7 @@ def train_translator(line: Line, seed: int):
         with atomic(line.folder / "translator" / f"{seed}.parquet") as tmp: table.to_parquet(tmp, index=False)
     line.step("translator/{seed}", make, seed=seed)
 
-# %% ../nbs/13_cli.ipynb #ef2593c6
+# %% ../nbs/13_cli.ipynb #65351ad1
 def match(line: Line, seed: int):
     "Pseudo-pairs of the unpaired clips, and how many are right by each way of choosing."
     train_translator(line, seed)
@@ -386,7 +386,7 @@ def train(line: Line, method: str, seed: int):
         write_bench(rows, where / f"{seed}.parquet")
     line.step("encoder/{method}/{seed}", make, method=slug(method), seed=seed)
 
-# %% ../nbs/13_cli.ipynb #63a272fb
+# %% ../nbs/13_cli.ipynb #533d955c
 def gather(line: Line, seeds, methods=()):
     "The tables of all seeds in one each: translator, precision, and bench for these methods; pairs are the first seed's."
     import pandas as pd
@@ -438,7 +438,7 @@ def path_map(line: Line, seed: int, test, shown: int = 6):
     write_vectors(line, "path", dict(ids=some.clip_id.tolist(), exo_ids=exo.clip_id.tolist()),
                   z_t=path.z_0[:, :, 0].transpose(0, 1), exo=z_exo, ridge=ridge, identity=z_ego)
 
-# %% ../nbs/13_cli.ipynb #f19bd1f1
+# %% ../nbs/13_cli.ipynb #73bca673
 SHOWN = {("class_across_scenes", "ego->exo", "HR@5"): "HR@5 e→x", ("class_across_scenes", "exo->ego", "HR@5"): "x→e",
          ("class_across_scenes", "avg", "HR@5"): "avg", ("class", "avg", "HR@5"): "class avg",
          ("instance", "avg", "HR@5"): "instance avg", ("recognition", "exo->ego", "top-1"): "top-1",
@@ -478,7 +478,7 @@ def summary(folder: Path, *names: str) -> str:
     tables = {name: pd.read_parquet(file) for name, file in files.items() if file.exists()}
     return "\n\n".join(texts[name](table) for name, table in tables.items() if len(table))
 
-# %% ../nbs/13_cli.ipynb #ed96d3a5
+# %% ../nbs/13_cli.ipynb #9a98b81a
 def facts(line: Line, seeds, note: str = "") -> dict:
     "What a reader of the numbers must know: settings, seeds, versions, machine, seconds a step, memory."
     import platform, resource
@@ -505,7 +505,7 @@ def page(line: Line, seeds, note: str = "") -> Path:
         stop.add_note(f"stopped while writing the page: all results are kept in {line.folder}")
         raise
 
-# %% ../nbs/13_cli.ipynb #08e64f05
+# %% ../nbs/13_cli.ipynb #b68e053b
 GAP = ("The translator and its encoder were trained on simulated video, the embedded world; on real video this is a "
        "domain gap. These numbers show that the line carries your video; they are no claim of accuracy.")
 
@@ -538,7 +538,7 @@ def window_retrieval(z: dict, z_exo, ego, exo, seed: int, dataset: str):
         *within_takes(z_ego, z_exo, ego, exo), *within_takes(z_exo, z_ego, exo, ego))]
     return pd.DataFrame(rows).assign(seed=seed, dataset=dataset).reindex(columns=COLUMNS)
 
-# %% ../nbs/13_cli.ipynb #29178071
+# %% ../nbs/13_cli.ipynb #eea38c9f
 def two_views(line: Line):
     "The usable ego and exo clips; ValueError if one view is missing."
     ego, exo = (line.clips[line.clips["view"] == view] for view in ("ego", "exo"))
@@ -550,6 +550,7 @@ def translate_own(line: Line, world: Line, seed: int):
     "Own clips through the world's f_phi and RST: a partner for every ego clip, window retrieval, vectors for the map."
     ego, exo = two_views(line)
     def make():
+        from dataclasses import replace
         import numpy as np
         import torch
         from viewpoint_rosetta import methods
@@ -560,26 +561,30 @@ def translate_own(line: Line, world: Line, seed: int):
         zhat = world.rst(seed).translate(torch.from_numpy(z_ego), generator=torch.Generator().manual_seed(seed)).numpy()
         zhat = zhat / np.linalg.norm(zhat, axis=1, keepdims=True)
         e_ego, e_exo = (bank.text[bank.rows(rows.clip_id)] for rows in (ego, exo))
-        pairs = match_clips(ego.clip_id, zhat, e_ego, exo.clip_id, z_exo, e_exo, line.settings.match)
+        best = replace(line.settings.match, k=min(line.settings.match.k, len(exo)))
+        pairs = match_clips(ego.clip_id, zhat, e_ego, exo.clip_id, z_exo, e_exo, best)
         kinds = {"not translated": z_ego, "translated": zhat}
         found = window_retrieval(kinds, z_exo, ego, exo, seed, line.choice["dataset"])
         write_vectors(line, "embeddings", dict(ids=[*ego.clip_id, *exo.clip_id]),
                       before=np.concatenate([z_ego, z_exo]), after=np.concatenate([zhat, z_exo]))
         write_pairs(pairs, line.folder / "pairs.parquet")
-        write_bench(found, line.folder / "bench.parquet")
+        (line.folder / "bench.parquet").unlink(missing_ok=True)
+        if len(found): write_bench(found, line.folder / "bench.parquet")
     line.step("own", make, inputs=[world.folder / "translator" / f"{seed}.recipe.json"], seed=seed)
 
 
-def retrieval_text(bench) -> str:
+def retrieval_text(path: Path) -> str:
     "Window retrieval next to chance, for the terminal."
-    if not len(bench): return "No sync_id is shared by both views: which windows belong together is unknown."
+    import pandas as pd
+    if not path.exists(): return "No sync_id is shared by both views: which windows belong together is unknown."
+    bench = pd.read_parquet(path)
     rows = bench[bench.protocol.str.startswith("instance") & (bench.direction != "avg")]
     rows = rows.assign(text=[f"{100 * v:.1f} (chance {100 * c:.1f})" for v, c in zip(rows.value, rows.chance)])
     wide = rows.pivot_table("text", ["protocol", "direction", "method"], "metric", aggfunc="first", sort=False)
     return (f"Retrieval of the same moment, per cent, n = {rows.n.min()} to {rows.n.max()} queries:\n"
             f"{wide.rename_axis(columns=None).to_string()}")
 
-# %% ../nbs/13_cli.ipynb #ecaed9fc
+# %% ../nbs/13_cli.ipynb #dc498564
 def opened(args, default: str = "demo", **chosen) -> Line:
     "The line of a command: its folder and the choices given on the command line."
     from viewpoint_rosetta.artifacts import home
@@ -612,7 +617,7 @@ def walk(line: Line, seeds, methods):
         for method in methods: train(line, method, seed)
     gather(line, seeds, methods)
 
-# %% ../nbs/13_cli.ipynb #1f99f580
+# %% ../nbs/13_cli.ipynb #baae6f04
 def demo(args):
     """The whole line on the shipped videos, or on your own: features, translator, pairs, encoders, table, page.
 
@@ -637,7 +642,6 @@ def demo(args):
 
 def own(args):
     "`rosetta demo --manifest`: own clips, translated by what was trained on the embedded world."
-    import pandas as pd
     from viewpoint_rosetta.world import shipped
     manifest = Path(args.manifest)
     world = shipped_line(argparse.Namespace(**vars(args) | dict(run=args.world_run)))
@@ -650,10 +654,10 @@ def own(args):
     index(world, shipped())
     train_translator(world, world.seed)
     translate_own(line, world, world.seed)
-    path, found = page(line, [world.seed], GAP), pd.read_parquet(line.folder / "bench.parquet")
-    print(f"\n{retrieval_text(found)}\n\npairs: {line.folder / 'pairs.parquet'}\n{GAP}\nreport: {path}")
+    path, found = page(line, [world.seed], GAP), retrieval_text(line.folder / "bench.parquet")
+    print(f"\n{found}\n\npairs: {line.folder / 'pairs.parquet'}\n{GAP}\nreport: {path}")
 
-# %% ../nbs/13_cli.ipynb #e4f52110
+# %% ../nbs/13_cli.ipynb #12f64fa4
 def world(args):
     """Render an embedded ego–exo world: people at a table, filmed from their eyes and from across the room.
 
@@ -690,7 +694,7 @@ def take_clips(out: Path, take: str):
     df.attrs["root"] = str(out.resolve())
     return df
 
-# %% ../nbs/13_cli.ipynb #ea40edd0
+# %% ../nbs/13_cli.ipynb #c4d190f3
 def index_command(args):
     """Check a manifest of clips, row by row, and make it the run's clip table.
 
@@ -745,7 +749,7 @@ def match_command(args):
     print(summary(line.folder, "precision") or "no labels: how many pairs are right is unknown")
     print(line.folder / "pairs.parquet")
 
-# %% ../nbs/13_cli.ipynb #82c24f10
+# %% ../nbs/13_cli.ipynb #0f8031ae
 def train_command(args):
     """Train one method of the table and test it.
 
@@ -786,7 +790,7 @@ def report_command(args):
     if (line.folder / f"encoder/ours/{seeds[0]}.recipe.json").exists(): maps(line, seeds[0])
     print(f"report: {page(line, seeds, line.kept('facts.json').get('note', ''))}")
 
-# %% ../nbs/13_cli.ipynb #80efc52a
+# %% ../nbs/13_cli.ipynb #cd04a699
 COMMANDS = {"demo": demo, "world": world, "index": index_command, "extract": extract_command,
             "train-translator": translator_command, "match": match_command, "train": train_command,
             "bench": bench_command, "report": report_command}
@@ -844,7 +848,7 @@ def options(add: dict, world: argparse.ArgumentParser):
     add["bench"]("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N-1 (default 1)")
     add["bench"]("--methods", metavar="A,B", help="some rows of the table only")
 
-# %% ../nbs/13_cli.ipynb #1f1b423f
+# %% ../nbs/13_cli.ipynb #5add0bde
 def is_full(error: BaseException) -> bool:
     "Did the disk run full? Some libraries say so in words only."
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error)

@@ -294,7 +294,9 @@ class Sink:
         self.done = []
 
 # %% ../nbs/04_features.ipynb #2905462a
-def warn(clip_id, file, reason): warnings.warn(f"skipped {clip_id} of {file}: {reason}", stacklevel=2)
+def warn(clip_id, file, reason):
+    "Say which clip is left out, and why."
+    warnings.warn(f"skipped {clip_id} of {file}: {reason}", stacklevel=2)
 
 
 def extract(

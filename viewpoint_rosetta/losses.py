@@ -14,7 +14,10 @@ import torch
 import torch.nn.functional as F
 
 # %% ../nbs/07_losses.ipynb #8a703151
-def unit(x): return F.normalize(x, dim=-1)
+def unit(
+    x,  # (..., D)
+):  # the same directions, length one
+    return F.normalize(x, dim=-1)
 
 
 def nce_rows(

@@ -242,4 +242,7 @@ def write_pairs(pairs, path):
     with atomic(path) as tmp: pairs.to_parquet(tmp, index=False)
 
 
-def read_pairs(path): return pd.read_parquet(path)
+def read_pairs(
+    path,  # written by write_pairs
+):  # DataFrame as from `match`
+    return pd.read_parquet(path)

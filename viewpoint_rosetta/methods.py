@@ -30,7 +30,8 @@ def fast_precision() -> str:
     return "bf16" if native else "no"
 
 
-def _encoder(): return EncoderSettings(dim_in=256, width=128, mlp=3, text_hidden=256, tube=4, token_drop=.5, noise=.4, norm=False, diff=True)
+def _encoder():
+    return EncoderSettings(dim_in=256, width=128, mlp=3, text_hidden=256, tube=4, token_drop=.5, noise=.4, norm=False, diff=True)
 def _train(**k): return TrainSettings(**{**dict(steps=300, warmup=30, checkpoint_every=100, mixed_precision=fast_precision()), **k})
 
 
@@ -231,7 +232,8 @@ def pseudo_pairs(
     if kind not in KINDS: raise ValueError(f"kind is {kind!r}: expected one of {', '.join(KINDS)}")
     clips = hide_truth(clips)
     ego, exo = (present(pool(clips, view), bank) for view in ("ego", "exo"))
-    if not len(ego) or not len(exo): raise ValueError(f"{len(ego)} unpaired ego and {len(exo)} unpaired exo training clips: both are needed")
+    if not len(ego) or not len(exo):
+        raise ValueError(f"{len(ego)} unpaired ego and {len(exo)} unpaired exo training clips: both are needed")
     z_ego, z_exo = embed(phi, bank, ego), embed(phi, bank, exo)
     zhat = rst.translate(z_ego, generator=torch.Generator().manual_seed(seed)).numpy() if "rst" in kind else z_ego
     weight = {"language": 1., "vision": 0., "rst": 0.}.get(kind, s.match.text_weight)

@@ -27,15 +27,21 @@ def section(id, title, *parts):
     "A titled section; parts are HTML."
     return f'<section id="{id}" aria-labelledby="{id}-h"><h2 id="{id}-h">{escape(title)}</h2>{"".join(parts)}</section>'
 
-def note(text, kind='note'): return f'<p class="{kind}">{escape(text)}</p>'
+def note(text, kind='note'):
+    "A paragraph of escaped text."
+    return f'<p class="{kind}">{escape(text)}</p>'
 
 def html_table(df, caption, index=False, decimals=3, kind=''):
     "A data frame as an escaped HTML table with a caption, in a box that scrolls sideways and can be reached by keyboard."
-    text = df.to_html(escape=True, index=index, border=0, na_rep='–', float_format=f'{{:.{decimals}f}}'.format, classes=f'data {kind}'.strip())
+    text = df.to_html(escape=True, index=index, border=0, na_rep='–',
+                      float_format=f'{{:.{decimals}f}}'.format, classes=f'data {kind}'.strip())
     head, rest = text.split('>', 1)
-    return f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(caption)}">{head}><caption>{escape(caption)}</caption>{rest}</div>'
+    return (f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(caption)}">{head}>'
+            f'<caption>{escape(caption)}</caption>{rest}</div>')
 
-def folded(title, body): return f'<details><summary>{escape(title)}</summary>{body}</details>'
+def folded(title, body):
+    "HTML that opens on a click."
+    return f'<details><summary>{escape(title)}</summary>{body}</details>'
 
 # %% ../nbs/12_report.ipynb #408ee42d
 def part(folder, id, title, files, make):
@@ -67,7 +73,8 @@ def results(bench):
     head = s[(s.protocol == 'class_across_scenes') & (s.direction == 'avg') & (s.metric == 'HR@5')]
     seeds = f'{s.seeds.min()}' if s.seeds.nunique() == 1 else f'{s.seeds.min()} to {s.seeds.max()}'
     how = ' and '.join(f'95% {i}' for i in s.interval.unique())
-    lead = note(f'Data: {data}. Values in per cent, mean ± half of the interval ({how}); {seeds} seed{"" if seeds == "1" else "s"} a method. Headline: '
+    lead = note(f'Data: {data}. Values in per cent, mean ± half of the interval ({how}); '
+                f'{seeds} seed{"" if seeds == "1" else "s"} a method. Headline: '
                 'class_across_scenes, where clips of the query’s own take and room are taken out of the gallery.')
     if 'embedded world' in data: lead += note(WORLD, 'world')
     plot = interval_plot(head, f'HR@5 across scenes, mean of both directions, per cent ({data})') if len(head) else ''
@@ -76,9 +83,12 @@ def results(bench):
     main = html_table(_titled(beside_paper(wide[ours])), f'Results on {data}. Right, shaded: the paper’s own numbers on Ego-Exo4D, '
                       'other data and another backbone', index=True, kind='wide theirs') if ours else ''
     more = html_table(_titled(wide[other]), f'Other protocols and metrics on {data}', index=True, kind='wide') if other else ''
-    paper = folded('All rows of the paper’s Table 1 (theirs, Ego-Exo4D, per cent)', html_table(PAPER, 'The paper’s Table 1, Ego-Exo4D', True, 2))
-    rows = folded('Every number, with interval, chance and n', html_table(_percent(s, ('value', 'lo', 'hi', 'chance')), 'All rows, per cent'))
-    return lead + plot + main + more + note('± is half the width of the interval. Skill: accuracy is shown with the larger class as chance.') + paper + rows
+    paper = folded('All rows of the paper’s Table 1 (theirs, Ego-Exo4D, per cent)',
+                   html_table(PAPER, 'The paper’s Table 1, Ego-Exo4D', True, 2))
+    rows = folded('Every number, with interval, chance and n',
+                  html_table(_percent(s, ('value', 'lo', 'hi', 'chance')), 'All rows, per cent'))
+    width = note('± is half the width of the interval. Skill: accuracy is shown with the larger class as chance.')
+    return lead + plot + main + more + width + paper + rows
 
 # %% ../nbs/12_report.ipynb #780d4073
 def chance_levels(bench):
@@ -100,7 +110,8 @@ def precision_table(p):
     p = p.pivot_table(['value', 'chance', 'n'], 'method', 'metric', sort=False).swaplevel(axis=1)
     p = p.reindex(columns=[(m, c) for m in p.columns.unique(0) for c in ('value', 'chance', 'n')])
     shown = p.apply(lambda c: c.map('{:.0f}'.format if c.name[1] == 'n' else lambda v: f'{100 * v:.1f}'))
-    return html_table(_titled(shown), 'Precision@1 of pseudo-pairs, per cent: which share of chosen exo clips agrees with its ego clip', True, kind='wide')
+    caption = 'Precision@1 of pseudo-pairs, per cent: which share of chosen exo clips agrees with its ego clip'
+    return html_table(_titled(shown), caption, True, kind='wide')
 
 # %% ../nbs/12_report.ipynb #90922133
 def _figure(fig, id, alt):
@@ -137,7 +148,8 @@ def _map(folder, clips):
     kept = rows.index if len(rows) <= MAPPED else np.sort(np.random.default_rng(0).choice(len(rows), MAPPED, replace=False))
     fig = embedding_map({f'{k} training': z[kept] for k, z in spaces.items()}, rows.loc[kept].reset_index(drop=True))
     alt = f'UMAP of {len(kept)} of {len(rows)} test clips, ego circles and exo diamonds, before and after training'
-    return note(f'{alt}; lines join synchronized views. View gap and cosine are measured in the full space.') + _figure(fig, 'map-plot', alt)
+    said = note(f'{alt}; lines join synchronized views. View gap and cosine are measured in the full space.')
+    return said + _figure(fig, 'map-plot', alt)
 
 # %% ../nbs/12_report.ipynb #05155242
 def _path(folder, clips):
@@ -149,7 +161,8 @@ def _path(folder, clips):
     texts = [f'{i} · {rows.narration.get(i) or ""}' for i in ids['exo_ids']]
     fig = rst_path(z['z_t'], z['exo'], z.get('ridge'), z.get('identity'), truth, ids['ids'], texts)
     alt = f'Denoising of {len(z["z_t"])} test clips in {z["z_t"].shape[1]} steps, drawn among {len(z["exo"])} real exo clips'
-    return note(f'{alt}: each step at the place of its nearest real clips. The last step should lie near the star.') + _figure(fig, 'path-plot', alt)
+    said = note(f'{alt}: each step at the place of its nearest real clips. The last step should lie near the star.')
+    return said + _figure(fig, 'path-plot', alt)
 
 # %% ../nbs/12_report.ipynb #5fce9913
 def _flat(facts, prefix=''):
@@ -174,12 +187,17 @@ a{color:var(--link)}nav{display:flex;flex-wrap:wrap;gap:4px 16px;font-size:14px}
 .world,.missing,.broken{background:var(--soft);border-left:4px solid #56B4E9;padding:8px 12px;max-width:80ch}
 .missing{border-color:#E69F00}p.broken{border-color:#D55E00}
 .scroll{overflow-x:auto;margin:12px 0}table.data{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}
-caption{white-space:nowrap;text-align:left;color:var(--mute);padding:4px 0}.data th,.data td{padding:4px 9px;border-bottom:1px solid var(--line);text-align:right}
+caption{white-space:nowrap;text-align:left;color:var(--mute);padding:4px 0}
+.data th,.data td{padding:4px 9px;border-bottom:1px solid var(--line);text-align:right}
 .data tbody th,.data td:first-child{text-align:left}.data thead th{background:var(--soft)}.data thead tr:first-child th{text-align:center}
 .data td,.data th{white-space:normal;overflow-wrap:anywhere;max-width:70ch}.wide td,.wide th{white-space:nowrap;padding:4px 7px}
-.words td,.lead td:nth-child(-n+3){text-align:left}.theirs td:nth-last-child(-n+6){background:var(--soft);font-style:italic;color:var(--mute)}.theirs tbody tr:last-child>*{border-top:2px solid var(--line)}
-details{margin:8px 0}summary{cursor:pointer;color:var(--link)}.plot{width:100%;max-width:760px;font-size:13px;fill:currentColor;display:block}
-:focus-visible{outline:3px solid #56B4E9;outline-offset:2px}.skip{position:absolute;left:-999px}.skip:focus{left:8px;top:8px;background:var(--bg)}"""
+.words td,.lead td:nth-child(-n+3){text-align:left}
+.theirs td:nth-last-child(-n+6){background:var(--soft);font-style:italic;color:var(--mute)}
+.theirs tbody tr:last-child>*{border-top:2px solid var(--line)}
+details{margin:8px 0}summary{cursor:pointer;color:var(--link)}
+.plot{width:100%;max-width:760px;font-size:13px;fill:currentColor;display:block}
+:focus-visible{outline:3px solid #56B4E9;outline-offset:2px}
+.skip{position:absolute;left:-999px}.skip:focus{left:8px;top:8px;background:var(--bg)}"""
 
 # %% ../nbs/12_report.ipynb #ab878a6a
 THEME = """
@@ -233,10 +251,12 @@ def write_report(
     links = ''.join(f'<a href="#{id}">{escape(title)}</a>' for id, title, _ in made)
     body = ''.join(html for *_, html in made)
     plotly = f'<script>{get_plotlyjs()}</script><script>{THEME}</script>' if 'plotly-graph-div' in body else ''
-    page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+    page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            f'<meta name="viewport" content="width=device-width,initial-scale=1">'
             f'<title>Ego and exo: report of a run</title><link rel="icon" href="data:,"><style>{STYLE}{CSS}</style>{plotly}</head><body>'
             f'<a class="skip" href="#results">Skip to the results</a><header><h1>Ego and exo: report of a run</h1>'
-            f'<p>{INTRO}</p>{note(facts["note"], "world") if facts.get("note") else ""}<nav aria-label="Sections">{links}</nav></header><main>{body}</main>'
+            f'<p>{INTRO}</p>{note(facts["note"], "world") if facts.get("note") else ""}'
+            f'<nav aria-label="Sections">{links}</nav></header><main>{body}</main>'
             f'<script>{SCRIPT}</script></body></html>')
     with atomic(out) as tmp: tmp.write_text(page, encoding='utf-8')
     return out

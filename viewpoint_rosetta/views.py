@@ -79,7 +79,8 @@ STYLE = """
 .shot .broken{padding:8px;overflow:auto;overflow-wrap:anywhere;font-size:11px}.shot p{margin:4px 0 0;overflow-wrap:anywhere}
 video:focus-visible{outline:3px solid #56B4E9;outline-offset:1px}figcaption{font-size:13px;margin-bottom:6px}
 .found>div{display:grid;grid-template-columns:repeat(6,1fr);gap:10px}.found{margin-bottom:14px}
-.hit video,.hit .broken{border:4px solid #0072B2}.miss video,.miss .broken{border:4px dashed #D55E00}.query video{border:4px solid transparent}
+.hit video,.hit .broken{border:4px solid #0072B2}.miss video,.miss .broken{border:4px dashed #D55E00}
+.query video{border:4px solid transparent}
 .tag{font-weight:600}"""
 SCRIPT = """
 document.querySelectorAll('video').forEach(v => {
@@ -181,7 +182,8 @@ def _bare(fig, height):
     fig.update_xaxes(visible=False).update_yaxes(visible=False)
     fig.update_layout(modebar=dict(orientation='v', bgcolor='rgba(0,0,0,0)', color='#999999', activecolor='#0072B2'))
     return fig.update_layout(template='none', height=height, margin=dict(l=8, r=8, t=36, b=44), paper_bgcolor='rgba(0,0,0,0)',
-                             plot_bgcolor='rgba(128,128,128,0.07)', legend=dict(orientation='h', y=-0.02, yanchor='top', x=0.5, xanchor='center'),
+                             plot_bgcolor='rgba(128,128,128,0.07)',
+                             legend=dict(orientation='h', y=-0.02, yanchor='top', x=0.5, xanchor='center'),
                              font=dict(color='#767676', family='system-ui, sans-serif', size=13))
 
 # %% ../nbs/11_views.ipynb #181d2c42
@@ -266,11 +268,15 @@ def rst_path(
     paths, rest = placed[:S * steps].reshape(S, steps, 2), placed[S * steps:].reshape(len(ends), S, 2)
     names = [escape(str(n)) for n in (range(S) if names is None else names)]
     fig = make_subplots(1, 1)
-    fig.add_scatter(x=flat[:, 0], y=flat[:, 1], mode='markers', name='real exo clips', marker=dict(size=6, color='#BBBBBB', symbol='circle'),
-                    text=None if exo_text is None else [escape(str(t)) for t in exo_text], hoverinfo='text' if exo_text is not None else 'skip')
+    fig.add_scatter(x=flat[:, 0], y=flat[:, 1], mode='markers', name='real exo clips',
+                    marker=dict(size=6, color='#BBBBBB', symbol='circle'),
+                    text=None if exo_text is None else [escape(str(t)) for t in exo_text],
+                    hoverinfo='text' if exo_text is not None else 'skip')
     for s, path in enumerate(paths):
         fig.add_scatter(x=path[:, 0], y=path[:, 1], mode='lines+markers', name='denoising', legendgroup='path', showlegend=s == 0,
-                        line=dict(width=1.5, color='#666666'), text=[f'{names[s]}: step {i + 1} of {steps}, cosine {near[s * steps + i]:.2f} to the nearest clip' for i in range(steps)],
+                        line=dict(width=1.5, color='#666666'),
+                        text=[f'{names[s]}: step {i + 1} of {steps}, cosine {near[s * steps + i]:.2f} to the nearest clip'
+                              for i in range(steps)],
                         hoverinfo='text', marker=_growing(steps, s == 0))
     for kind, where in zip(ends, rest): _spots(fig, where, kind, *dict(identity=('x', '#D55E00'), ridge=('square', '#CC79A7'))[kind], names)
     if truth is not None and (known := np.asarray(truth) >= 0).any():
@@ -292,9 +298,12 @@ def interval_plot(
                    f'<text x="{x(v / 100):.1f}" y="{high + 18}" text-anchor="middle">{v:.0f}</text>')
     for i, r in enumerate(rows.itertuples()):
         y = 38 + 26 * i
-        spread = '' if pd.isna(r.lo) else f'<line x1="{x(max(r.lo, 0)):.1f}" x2="{x(min(r.hi, top / 100)):.1f}" y1="{y}" y2="{y}" stroke="#0072B2" stroke-width="3"/>'
+        spread = '' if pd.isna(r.lo) else (
+            f'<line x1="{x(max(r.lo, 0)):.1f}" x2="{x(min(r.hi, top / 100)):.1f}" y1="{y}" y2="{y}" '
+            'stroke="#0072B2" stroke-width="3"/>')
         out.append(f'<text x="180" y="{y + 4}" text-anchor="end">{escape(str(r.method))}</text>{spread}'
-                   f'<circle cx="{x(r.value):.1f}" cy="{y}" r="5" fill="#0072B2"/><text x="{x(np.nanmax([r.value, r.hi])) + 9:.1f}" y="{y + 4}">{100 * r.value:.1f}</text>')
+                   f'<circle cx="{x(r.value):.1f}" cy="{y}" r="5" fill="#0072B2"/>'
+                   f'<text x="{x(np.nanmax([r.value, r.hi])) + 9:.1f}" y="{y + 4}">{100 * r.value:.1f}</text>')
     c = x(rows.chance.mean())
     return ''.join([*out, f'<line x1="{c:.1f}" x2="{c:.1f}" y1="18" y2="{high}" stroke="#D55E00" stroke-dasharray="5 4" stroke-width="2"/>',
                     f'<text x="{c:.1f}" y="14" text-anchor="middle">chance</text></svg>'])
