@@ -19,7 +19,7 @@ import pandas as pd
 from viewpoint_rosetta.actions import ACTIONS, graphics, load_task
 from viewpoint_rosetta.person import Person
 from viewpoint_rosetta.stage import HUES, StageSettings, exo_cameras, film, furnish, perform, screen, take_cameras
-from viewpoint_rosetta.world import POOLS, WorldSettings, plan, small_world, write_video
+from viewpoint_rosetta.world import WorldSettings, plan, small_world, write_video
 
 
 def timed(times, name, fn, *args):

@@ -1,4 +1,5 @@
 """What all tests share: the settings of a quiet run on a few cores, a home of their own, the optional parts of a machine."""
+import signal
 import os
 import shutil
 import sys
@@ -9,6 +10,8 @@ for name, value in {"OMP_NUM_THREADS": "1", "MUJOCO_GL": "egl", "HF_HUB_OFFLINE"
     os.environ.setdefault(name, value)  # before anything imports torch or MuJoCo
 
 import pytest
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs us in the background has it ignored
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))

@@ -18,7 +18,7 @@ import torch
 
 import stub_methods
 import viewpoint_rosetta
-from viewpoint_rosetta import artifacts, benchmark, cli, clips, encoders, features, report, translator, world
+from viewpoint_rosetta import artifacts, benchmark, chain, cli, clips, encoders, features, report, translator, world
 
 SHIPPED = clips.read_clips(world.shipped()) if world.shipped().exists() else None
 pytestmark = pytest.mark.skipif(SHIPPED is None, reason="the shipped world is not here")
@@ -75,8 +75,8 @@ def line(monkeypatch):
     monkeypatch.setattr(translator, "MLP", translator.Identity)  # half a minute of tuning that is tested elsewhere
     monkeypatch.setattr(report, "write_report", lambda run, out: out.write_text("page") and out)
     monkeypatch.setattr(artifacts, "code_version", lambda *modules: "the code under test")
-    found = cli.sources
-    monkeypatch.setattr(cli, "sources", lambda *names: found(*(n for n in names if n != "methods")))
+    found = chain.sources
+    monkeypatch.setattr(chain, "sources", lambda *names: found(*(n for n in names if n != "methods")))
     stub_methods.calls.clear()
 
 

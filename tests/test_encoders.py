@@ -155,6 +155,22 @@ def test_diff_shows_motion():
         assert torch.allclose(model(still), before[0], atol=1e-5) and not torch.allclose(model(v), before[1], atol=1e-3)
 
 
+def test_tubes_join_frames_of_a_cell():
+    torch.manual_seed(0)
+    model, v, seen = ClipEncoder(replace(SMALL, tube=2)).eval(), torch.randn(2, 4, 3, 16), []
+    model.blocks.register_forward_pre_hook(lambda m, args: seen.append(args[0].shape))
+    tubes = model.tubes(v)                                            # (2, 2, 3, 32)
+    assert torch.equal(tubes[:, 1, 2], torch.cat([v[:, 2, 2], v[:, 3, 2]], 1))
+    assert model(v).shape == (2, 8) and seen == [(2, 1 + 2 * 3, 32)]  # CLS and half as many tokens
+    with pytest.raises(ValueError, match="multiple of tube"): replace(SMALL, tube=3)
+
+
+def test_noise_only_while_training():
+    torch.manual_seed(0)
+    model, v = ClipEncoder(replace(SMALL, noise=.5, dropout=0.)), torch.randn(2, 4, 3, 16)
+    assert not torch.equal(model.train()(v), model(v)) and torch.equal(model.eval()(v), model(v))
+
+
 @pytest.mark.parametrize("shape", [(2, 4, 16), (2, 3, 3, 16), (2, 4, 9, 16), (2, 4, 3, 8)])
 def test_tokens_that_do_not_fit_are_refused(shape):
     with pytest.raises(ValueError, match=r"expected tokens \(B, 4, 3, 16\)"): ClipEncoder(SMALL)(torch.zeros(shape))
