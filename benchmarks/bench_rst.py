@@ -54,7 +54,7 @@ def main(argv=None) -> int:
     try: data = read_run(args.run)
     except ValueError as error: print(error, file=sys.stderr); return 2
     train, held, groups = (data["train_ego"], data["train_exo"]), (data["held_ego"], data["held_exo"]), data.get("train_group")
-    base = RSTSettings(steps=20, width=32, depth=1) if args.quick else RSTSettings()
+    base = RSTSettings(steps=50) if args.quick else RSTSettings()
     methods = {k: METHODS[k] for k in args.methods}
     if args.quick: methods = {k: v for k, v in methods.items() if k in ("identity", "nearest", "ridge")}
     tables = []
@@ -67,7 +67,7 @@ def main(argv=None) -> int:
     print(f"\n{len(train[0])} training pairs, {len(held[0])} held-out, {table.seed.nunique()} seeds (mean, std over seeds)")
     print(summary.to_string(), f"\nwins on R@5: {summary['R@5']['mean'].idxmax()}; on R@1: {summary['R@1']['mean'].idxmax()}\n")
     pipe = RST(base).fit(*train, groups=groups).pipe
-    steps = quality_against_steps(pipe, *held, steps=(1, 2, 3, 5, 10, 20, 50), ddpm_steps=(20 if args.quick else 1000,),
+    steps = quality_against_steps(pipe, *held, steps=(1, 2, 3, 5, 10, 20, 50), ddpm_steps=(100 if args.quick else 1000,),
                                   num_samples=args.samples, seeds=range(1 if args.quick else args.seeds))
     print(steps.round(3).to_string())
     for name, result in (("bench_rst", table), ("bench_rst_steps", steps)):

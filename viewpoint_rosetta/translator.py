@@ -8,7 +8,7 @@ __all__ = ['PAPER', 'RSTSettings', 'noise_schedule', 'as_features', 'similarity'
            'mix_pairs', 'rst_loss', 'Trajectory', 'RosettaPipeline', 'seeded', 'new_translator', 'train_translator',
            'MLP', 'RST', 'compare_translators', 'quality_against_steps', 'fewest_steps']
 
-# %% ../nbs/05_translator.ipynb #629097ce
+# %% ../nbs/05_translator.ipynb #5f667276
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ from diffusers.models.normalization import AdaLayerNormContinuous, AdaLayerNormZ
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
-# %% ../nbs/05_translator.ipynb #35cbe092
+# %% ../nbs/05_translator.ipynb #e136bb86
 @dataclass(frozen=True)
 class RSTSettings:
     "Settings of the Rosetta Stone Translator; the paper names DiT and DDPM and leaves the rest open."
@@ -61,7 +61,7 @@ class RSTSettings:
 
 PAPER = RSTSettings(prediction="epsilon", anchor=False, cond_noise=0.0, dropout=0.1, steps=3000, patience=10)
 
-# %% ../nbs/05_translator.ipynb #b2450b3d
+# %% ../nbs/05_translator.ipynb #fe18cf09
 def noise_schedule(
     settings: RSTSettings,  # timesteps, beta_schedule, prediction
     kind=DDPMScheduler,  # or DDIMScheduler
@@ -70,7 +70,7 @@ def noise_schedule(
     return kind(num_train_timesteps=settings.timesteps, beta_schedule=settings.beta_schedule, clip_sample=False,
                 prediction_type=settings.prediction, timestep_spacing="trailing")
 
-# %% ../nbs/05_translator.ipynb #81016d78
+# %% ../nbs/05_translator.ipynb #ba429343
 def as_features(
     z,  # (B, D) or (B, L, D) array or tensor
     name: str = "z",  # how the message calls it
@@ -101,7 +101,7 @@ def translation_scores(
             "median_rank": rank.median().item(), "cosine": sim.diagonal().mean().item(),
             "nce": F.cross_entropy(20 * sim, torch.arange(len(sim))).item()}
 
-# %% ../nbs/05_translator.ipynb #b78a6cb6
+# %% ../nbs/05_translator.ipynb #b431d05f
 def groups_of(z_ego, groups=None) -> np.ndarray:
     "One id a row, never split by inner validation: the caller's, or one for each distinct ego feature."
     if groups is not None: return np.unique(np.asarray(groups), return_inverse=True)[1]
@@ -127,7 +127,7 @@ class Nearest:
 
     def __call__(self, z_ego): return self.values[(F.normalize(as_features(z_ego), dim=1) @ self.keys.T).argmax(1)]
 
-# %% ../nbs/05_translator.ipynb #eb36884f
+# %% ../nbs/05_translator.ipynb #2ad77dee
 def ridge_path(
     x: torch.Tensor,  # (N, D) inputs
     y: torch.Tensor,  # (N, E) targets
@@ -163,7 +163,7 @@ class Ridge:
 
     def __call__(self, z_ego): return as_features(z_ego, "z_ego").flatten(1) @ self.weight + self.bias
 
-# %% ../nbs/05_translator.ipynb #88f48764
+# %% ../nbs/05_translator.ipynb #6ad9d420
 class Block(nn.Module):
     "A transformer block whose norms are shifted, scaled and gated by the condition: adaLN-Zero."
     def __init__(self, width, heads, dropout):
@@ -179,7 +179,7 @@ class Block(nn.Module):
         h = self.norm2(x) * (1 + scale[:, None]) + shift[:, None]
         return x + gate_mlp[:, None] * self.mlp(h)  # (B, L, W)
 
-# %% ../nbs/05_translator.ipynb #546441ed
+# %% ../nbs/05_translator.ipynb #53264951
 class DiT(ModelMixin, ConfigMixin):
     "eps_theta(z_t, t, z_ego) of Sec. 3.2. Features are (D,) vectors, cut into tokens, or (L, D) tokens already."
     __module__ = "viewpoint_rosetta.translator"  # where saved pipelines look for it, also when saved from a notebook
@@ -210,7 +210,7 @@ class DiT(ModelMixin, ConfigMixin):
         for block in self.blocks: h = block(h, c)
         return self.out(self.norm(h, c)).reshape(x_t.shape)  # (B, *exo_shape)
 
-# %% ../nbs/05_translator.ipynb #e22df6a8
+# %% ../nbs/05_translator.ipynb #fa205ca1
 class Scale(ModelMixin, ConfigMixin):
     "Ego features to unit variance; exo features to unit-variance deviations from `z_ego @ weight + exo_mean`."
     __module__ = "viewpoint_rosetta.translator"
@@ -239,12 +239,15 @@ def fit_scale(
     scale.exo_mean.copy_(centre), scale.ego_mean.copy_(z_ego.mean(0)), scale.ego_std.copy_(z_ego.std(0).clamp_min(1e-6))
     if anchor:
         ridge = Ridge().fit(z_ego, z_exo, groups=groups)
-        centre = ridge.unseen.reshape(z_exo.shape)
-        scale.weight.copy_(ridge.weight), scale.exo_mean.copy_(ridge.bias.reshape(z_exo.shape[1:]))
+        guess, truth = ridge.unseen.reshape(z_exo.shape) - ridge.unseen.mean(0).reshape(centre.shape), z_exo - centre
+        slope = (guess * truth).sum() / guess.square().sum()  # ridge was chosen by rank, which does not see its size
+        centre = centre + slope * guess
+        scale.weight.copy_(slope * ridge.weight)
+        scale.exo_mean.copy_(z_exo.mean(0) - (z_ego.flatten(1).mean(0) @ scale.weight).reshape(z_exo.shape[1:]))
     scale.exo_std.copy_((z_exo - centre).std(0).clamp_min(1e-6))
     return scale, (z_exo - centre) / scale.exo_std
 
-# %% ../nbs/05_translator.ipynb #367946dc
+# %% ../nbs/05_translator.ipynb #7d4e199b
 def diffusion_target(scheduler, x0, eps, t) -> torch.Tensor:
     "What the denoiser should answer, (B, D): the noise (the paper's), the velocity, or the clean feature."
     kind = scheduler.config.prediction_type
@@ -267,7 +270,7 @@ def rst_loss(denoiser, scheduler, x_ego, x_exo, settings: RSTSettings) -> torch.
     answer = denoiser(scheduler.add_noise(x_exo, eps, t), t, c)
     return F.mse_loss(answer, diffusion_target(scheduler, x_exo, eps, t))
 
-# %% ../nbs/05_translator.ipynb #72ec45ae
+# %% ../nbs/05_translator.ipynb #2970cb86
 class Trajectory(NamedTuple):
     "What a translation passed through, in feature units, from noise to feature."
     t: torch.Tensor  # (K,) times, falling
@@ -326,7 +329,7 @@ class RosettaPipeline(DiffusionPipeline):
         back = lambda v: self.scale.exo_back(v, repeated).reshape(noise.shape)
         return (back(x), scheduler.timesteps, torch.stack([*map(back, seen)]), torch.stack([*map(back, guessed)])) if keep else (back(x),)
 
-# %% ../nbs/05_translator.ipynb #2b121565
+# %% ../nbs/05_translator.ipynb #1261cb84
 @contextmanager
 def seeded(
     seed: int,  # every random number inside depends on this alone
@@ -345,7 +348,7 @@ def new_translator(z_ego, z_exo, settings: RSTSettings = RSTSettings(), groups=N
     return RosettaPipeline(denoiser, scale, noise_schedule(settings, DDIMScheduler), settings.inference_steps,
                            settings.samples), x_exo
 
-# %% ../nbs/05_translator.ipynb #f526cb9c
+# %% ../nbs/05_translator.ipynb #ce54a8d4
 def train_translator(
     z_ego,  # (N, D) ego features of paired clips
     z_exo,  # (N, D) exo features, row i shows the same moment
@@ -401,7 +404,7 @@ def _look(pipe, ema, params, aside, seed) -> dict:
     ema.restore(params), pipe.denoiser.train()
     return scores
 
-# %% ../nbs/05_translator.ipynb #fa04923e
+# %% ../nbs/05_translator.ipynb #4e749e14
 class MLP:
     "One hidden layer on standardised features; width, decay, skip and epochs chosen inside the training pairs."
     def __init__(self, grid=tuple(product((128, 512), (0.1, 1.0), (False, True))), epochs=120, dropout=0.5):
@@ -451,7 +454,7 @@ class RST:
 
     def __call__(self, z_ego): return self.pipe.translate(z_ego, generator=torch.Generator().manual_seed(self.seed))
 
-# %% ../nbs/05_translator.ipynb #0ab318c7
+# %% ../nbs/05_translator.ipynb #e987b84d
 def compare_translators(
     train,  # (z_ego, z_exo) training pairs, each (N, D)
     held,  # (z_ego, z_exo) pairs of other people and rooms
@@ -470,7 +473,7 @@ def compare_translators(
                      "fit_s": seconds, "n_train": len(train[0]), "n_held": len(held[0])})
     return pd.DataFrame(rows)
 
-# %% ../nbs/05_translator.ipynb #80f47d9c
+# %% ../nbs/05_translator.ipynb #a811dfc1
 def quality_against_steps(
     pipe: RosettaPipeline,  # a trained translator
     z_ego,  # (N, D) held-out
