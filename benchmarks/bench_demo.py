@@ -44,7 +44,7 @@ def measured(words: list, env: dict) -> dict:
             peak = max(peak, tree_bytes(psutil.Process(process.pid)))
         except psutil.NoSuchProcess:
             pass
-        time.sleep(0.2)
+        time.sleep(1)
     reader.join()
     wall, after = time.perf_counter() - start, os.times()
     if process.returncode:

