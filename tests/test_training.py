@@ -250,3 +250,10 @@ def test_the_loop_adds_little_to_a_step():
         fit(torch.nn.Linear(2, 2), idle, settings, progress=False)
         return (time.process_time() - t) / 300
     assert min(once() for _ in range(3)) < 5e-3  # seconds of CPU a step, the update itself included
+
+
+def test_two_precisions_in_one_process():
+    "Accelerate's one state a process must not tie a later training to the precision of an earlier one."
+    first, second = (fit(new_model(), objective, dataclasses.replace(SETTINGS, steps=3, mixed_precision=p), progress=False)
+                     for p in ("no", "bf16"))
+    assert len(first) == len(second) == 3 and not np.array_equal(first.mse, second.mse)

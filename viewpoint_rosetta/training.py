@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -183,6 +184,12 @@ def ctrl_c_between_steps():  # yields a list that is non-empty once Ctrl-C was p
     finally: signal.signal(signal.SIGINT, before)
 
 # %% ../nbs/08_training.ipynb #ac8deb8a
+def _accelerator(settings):
+    "Accelerate keeps one state a process: another precision or device than the last training's begins a new one."
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    return Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.mixed_precision)
+
+
 def _number(x): return x.item() if torch.is_tensor(x) else float(x)
 
 
@@ -227,7 +234,7 @@ def fit(
 ):  # DataFrame[step, loss, lr, <terms>, grad_norm]; attrs: resumed_at, steps_per_s
     "Train, or go on where `folder` stopped, to the same numbers. Raises TrainError; Ctrl-C saves first."
     s, path = settings, folder and Path(folder) / "checkpoint.safetensors"
-    accelerator = Accelerator(cpu=s.device == "cpu", mixed_precision=s.mixed_precision)
+    accelerator = _accelerator(s)
     optimizer = torch.optim.AdamW(_groups(model, s), lr=s.lr, betas=s.betas, fused=True)
     trained, optimizer = accelerator.prepare(model, optimizer)
     params = [p for p in model.parameters() if p.requires_grad]
