@@ -43,7 +43,7 @@ POOLS = ("paired", "ego", "exo", "val", "test")
 class WorldSettings(StageSettings):
     "One world: how many rooms of each pool, what is done there, what is said, how it is stored."
     fps: int = 16              # playback rate: a clip is one second, as narrated clips of Ego4D are
-    paired: int = 8            # rooms with synchronized ego and exo: few, they are costly in life
+    paired: int = 24           # rooms with synchronized ego and exo: half as many as ego alone, they are costly in life
     ego: int = 48              # rooms with the head camera only
     exo: int = 72              # rooms with one exo camera only: more, as on the internet
     val: int = 4               # synchronized rooms for every choice we make
