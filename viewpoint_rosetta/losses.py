@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['unit', 'nce_rows', 'info_nce', 'soft_weight', 'l_vv', 'l_vt', 'l_vs', 'l_paired', 'l_pseudo', 'same_meaning',
-           'LossSettings', 'l_rosetta', 'clip_loss', 'clip_accuracy', 'shared_words', 'same_block', 'ego_nce',
-           'egoexo_nce', 'max_margin', 'linked_nce', 'sum_l', 'triplet_ratio']
+           'LossSettings', 'told_vt', 'l_rosetta', 'clip_loss', 'clip_accuracy', 'shared_words', 'same_block',
+           'ego_nce', 'egoexo_nce', 'max_margin', 'linked_nce', 'sum_l', 'triplet_ratio']
 
 # %% ../nbs/07_losses.ipynb #42f01803
 from dataclasses import dataclass
@@ -142,19 +142,32 @@ class LossSettings:
     same_narration: float | None = None  # cosine from which batch items are no negatives; None: as in the paper
 
 
+def told_vt(
+    f_v, g_n,  # (N, D) video and text features
+    e,  # (N, E) narration embeddings, zeros where nothing was said; None: all clips are narrated
+    settings=LossSettings(),
+):  # scalar; 0 if fewer than two clips of the batch are narrated
+    "L_vt over the narrated clips of a batch."
+    s, told = settings, slice(None) if e is None else e.any(1)
+    f_v, g_n = f_v[told], g_n[told]
+    if len(f_v) < 2: return 0 * f_v.sum()
+    ignore = None if s.same_narration is None else same_meaning(e[told], s.same_narration)
+    return l_vt(f_v, g_n, s.tau, s.symmetric, ignore)
+
+
 def l_rosetta(
     f_ego, f_exo,  # (N, D) video features of the pairs
     g_ego, g_exo,  # (N, D) text features
     settings=LossSettings(),
     weight=None,  # (N,) soft weights of pseudo-pairs; None: 1
     s_ego=None,  # (N, D) = T(f_ego) for pseudo-pairs; None: no L_vs
-    e_ego=None, e_exo=None,  # (N, E) narration embeddings, needed if same_narration is set
+    e_ego=None, e_exo=None,  # (N, E) narration embeddings: rows of zeros leave L_vt; needed if same_narration is set
 ):  # (scalar, {term: scalar})
     "L_pseudo where translations are given, L_paired where not, with every open choice from the settings."
     s = settings
     def same(a, b): return None if s.same_narration is None else same_meaning(a, s.same_narration, b)
-    vt = l_vt(f_ego, g_ego, s.tau, s.symmetric, same(e_ego, e_ego))
-    if s.text_views == "both": vt = (vt + l_vt(f_exo, g_exo, s.tau, s.symmetric, same(e_exo, e_exo))) / 2
+    vt = told_vt(f_ego, g_ego, e_ego, s)
+    if s.text_views == "both": vt = (vt + told_vt(f_exo, g_exo, e_exo, s)) / 2
     terms = dict(vv=l_vv(f_ego, f_exo, s.tau, weight, s.batch, s.symmetric, same(e_ego, e_exo)), vt=vt)
     if s_ego is None: return l_paired(**terms, lambda_1=s.lambda_1), terms
     terms["vs"] = l_vs(f_ego, s_ego, s.tau, s.gradient, same(e_ego, e_ego))

@@ -18,7 +18,7 @@ import torch
 # %% ../nbs/10_methods.ipynb #d4169d0e
 from .clips import hide_truth, pool, sync_pairs
 from .encoders import DualEncoder, EncoderSettings
-from .losses import LossSettings, info_nce, l_rosetta, l_vs, l_vt, soft_weight, sum_l
+from .losses import LossSettings, info_nce, l_rosetta, l_vs, soft_weight, sum_l, told_vt
 from .matching import MatchSettings, match
 from .training import Mix, Shuffle, TrainSettings, fit, take
 from .translator import RosettaPipeline, RSTSettings, train_translator
@@ -26,8 +26,7 @@ from .translator import RosettaPipeline, RSTSettings, train_translator
 # %% ../nbs/10_methods.ipynb #2b25c070
 def fast_precision() -> str:
     "`bf16` where the processor multiplies it natively (half the time, the same table within noise), else `no`."
-    native = torch.cuda.is_available() or getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
-    return "bf16" if native else "no"
+    return "bf16" if getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() else "no"
 
 
 def _encoder():
@@ -42,12 +41,13 @@ class LineSettings:
     precision: str = field(default_factory=lambda: {"bf16": "bfloat16", "no": "float32"}[fast_precision()])  # of the backbone
     whiten: int = 256            # numbers kept of a cell
     encoder: EncoderSettings = field(default_factory=_encoder)          # f_phi and f_theta have the same shape
-    phi: TrainSettings = field(default_factory=lambda: _train(steps=400))  # video-text training of f_phi
+    phi: TrainSettings = field(default_factory=_train)                  # f_phi, which is also the row LaViLa*: the same budget
     train: TrainSettings = field(default_factory=_train)                # f_theta: the same budget for every method
     loss: LossSettings = field(default_factory=LossSettings)
     rst: RSTSettings = field(default_factory=RSTSettings)
     match: MatchSettings = field(default_factory=lambda: MatchSettings(k=5))  # five partners a clip cover more of the exo pool
     link: float = .4             # SUM-L: narration similarity from which two clips are linked
+    in_view: float = 1.          # SUM-L: weight of the alignment inside each view
     paired_share: float = .5     # share of synchronized pairs in a batch that also holds pseudo-pairs
     vs_steps: int = 4            # denoising steps of a translation inside L_vs: it is asked for at every training step
     synthetic_of: str = "theta"  # L_vs translates f_theta's feature, as written, or f_phi's ('phi'), which T was trained on
@@ -61,7 +61,7 @@ def full_settings() -> LineSettings:
 
 def demo_settings() -> LineSettings:
     "For the shipped world: the same line, half the steps."
-    return LineSettings(phi=_train(steps=200), train=_train(steps=150))
+    return LineSettings(phi=_train(steps=150), train=_train(steps=150))
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Method:
 
 METHODS = {m.name: m for m in (
     Method("frozen"), Method("LaViLa*"), Method("Random Align", "random"), Method("VI Encoder", text=False), Method("SUM-L"),
-    Method("paired + text"), Method("ours w/o RST", "language", soft=True),
+    Method("paired + text"), Method("language pairs", "language", soft=True), Method("ours w/o RST", "vision+language", soft=True),
     Method("ours w/o soft alignment", "rst+language", synthetic=True),
     Method("ours", "rst+language", soft=True, synthetic=True), Method("oracle pairs", "truth"))}
 
@@ -100,8 +100,12 @@ def embed(model, bank, ids, batch: int = 512) -> np.ndarray:
     rows = bank.rows(ids)
     if model == "frozen": return _frozen(bank, rows)
     model.eval()
-    z = [model.encode_video(take(bank.tokens, rows[i:i + batch])) for i in range(0, len(rows), batch)]
-    return torch.cat(z).numpy() if z else np.zeros((0, model.settings.out), np.float32)
+    z = [_video(model, bank, rows[i:i + batch]) for i in range(0, len(rows), batch)]
+    return torch.cat(z).cpu().numpy() if z else np.zeros((0, model.settings.out), np.float32)
+
+
+def _video(model, bank, rows):  # (B, D), where the model is
+    return model.encode_video(take(bank.tokens, rows, next(model.parameters()).device))
 
 
 def _frozen(bank, rows):
@@ -113,15 +117,16 @@ def _frozen(bank, rows):
 
 # %% ../nbs/10_methods.ipynb #f96b25c5
 def _encode(model, bank, rows):
-    "Video and text features of bank rows, with gradients: (B, D), (B, D)."
-    return model.encode_video(take(bank.tokens, rows)), model.encode_text(take(bank.text, rows))
+    "Video features, text features and narrations of bank rows: (B, D), (B, D), (B, E)."
+    e = take(bank.text, rows, next(model.parameters()).device)
+    return _video(model, bank, rows), model.encode_text(e), e
 
 
-def text_objective(bank, rows, batch: int, seed: int, loss: LossSettings):
+def text_objective(bank, rows, batch: int, seed: int):
     "LaViLa's: every narrated clip against its own sentence, learned temperature."
     draw = Shuffle(rows[np.abs(bank.text[rows]).sum(1) > 0], batch=batch, seed=seed)
     def objective(model, step, generator):
-        f, g = _encode(model, bank, draw(step)[0])
+        f, g, _ = _encode(model, bank, draw(step)[0])
         vt = info_nce(f, g, 1 / model.scale(), symmetric=True)
         return vt, dict(vt=vt)
     return objective
@@ -142,14 +147,13 @@ def pair_objective(
     loss = s.loss if method.text else replace(s.loss, lambda_1=1.)
     def objective(model, step, generator):
         ego, exo, weight, is_pseudo = draw(step)
-        f, g = _encode(model, bank, torch.cat([ego, exo]))
-        (f_ego, f_exo), (g_ego, g_exo) = f.chunk(2), g.chunk(2)
-        total, terms = l_rosetta(f_ego, f_exo, g_ego, g_exo, loss, weight)
+        f, g, e = _encode(model, bank, torch.cat([ego, exo]))
+        (f_ego, f_exo), (g_ego, g_exo), (e_ego, e_exo) = f.chunk(2), g.chunk(2), e.chunk(2)
+        total, terms = l_rosetta(f_ego, f_exo, g_ego, g_exo, loss, weight.to(f.device), e_ego=e_ego, e_exo=e_exo)
         if method.synthetic and rst is not None and loss.lambda_2:
-            with torch.no_grad():
-                source = f_ego[is_pseudo] if s.synthetic_of == "theta" else phi.encode_video(take(bank.tokens, ego[is_pseudo]))
-                synthetic = rst(source, num_inference_steps=s.vs_steps, generator=generator)
-            terms["vs"] = l_vs(f_ego[is_pseudo], synthetic, loss.tau, loss.gradient)
+            source = f_ego[is_pseudo] if s.synthetic_of == "theta" else phi.encode_video(take(bank.tokens, ego[is_pseudo])).detach()
+            synthetic = rst(source, num_inference_steps=s.vs_steps, generator=generator, grad=loss.gradient == "through")
+            terms["vs"] = l_vs(f_ego[is_pseudo], synthetic.to(f.device), loss.tau, loss.gradient)
             total = total + loss.lambda_2 * terms["vs"] * is_pseudo.float().mean()
         return total, terms
     return objective
@@ -159,29 +163,27 @@ def _pair_batches(bank, paired, pseudo, method, s, seed):
     "Batches of half the budget in pairs: a pair is two clips, and every method sees as many clips a step."
     n = s.train.batch // 2
     real = [bank.rows(paired.ego), bank.rows(paired.exo)]
+    once = dict(group=paired.ego)  # a moment filmed by two exo cameras must not be its own negative
     if pseudo is None:
-        only = Shuffle(*real, np.ones(len(paired), np.float32), np.zeros(len(paired), bool), batch=n, seed=seed)
-        return only
+        return Shuffle(*real, np.ones(len(paired), np.float32), np.zeros(len(paired), bool), batch=n, seed=seed, **once)
     m = round(n * s.paired_share)
     ego, exo = bank.rows(pseudo.ego), bank.rows(pseudo.exo)
     weight = soft_weight(*(torch.from_numpy(bank.text[r]) for r in (ego, exo))) if method.soft else torch.ones(len(pseudo))
-    return Mix(Shuffle(*real, batch=m, seed=seed), Shuffle(ego, exo, weight, batch=n - m, seed=seed + 1))
+    return Mix(Shuffle(*real, batch=m, seed=seed, **once), Shuffle(ego, exo, weight, batch=n - m, seed=seed + 1, group=pseudo.ego))
 
 # %% ../nbs/10_methods.ipynb #39d57f1f
 def sum_l_objective(bank, paired, ego, exo, s: LineSettings, seed: int):
     "SUM-L*: L_paired on synchronized pairs; unpaired clips of both views linked in the batch by their narrations."
     n = s.train.batch // 2
     m = round(n * s.paired_share)
-    real = Shuffle(bank.rows(paired.ego), bank.rows(paired.exo), batch=m, seed=seed)
+    real = Shuffle(bank.rows(paired.ego), bank.rows(paired.exo), batch=m, seed=seed, group=paired.ego)
     draws = [Shuffle(bank.rows(side), batch=n - m, seed=seed + i) for i, side in ((1, ego), (2, exo))]
     def objective(model, step, generator):
         rows = [*real(step), *(d(step)[0] for d in draws)]
-        f, g = _encode(model, bank, torch.cat(rows))
-        f, g = (x.split([len(r) for r in rows]) for x in (f, g))
-        total, terms = l_rosetta(f[0], f[1], g[0], g[1], s.loss)
-        e = [take(bank.text, r) for r in rows[2:]]
-        linked, more = sum_l(f[2], f[3], *e, tau=s.loss.tau, above=s.link)
-        text = (l_vt(f[2], g[2], s.loss.tau, s.loss.symmetric) + l_vt(f[3], g[3], s.loss.tau, s.loss.symmetric)) / 2
+        f, g, e = (x.split([len(r) for r in rows]) for x in _encode(model, bank, torch.cat(rows)))
+        total, terms = l_rosetta(f[0], f[1], g[0], g[1], s.loss, e_ego=e[0], e_exo=e[1])
+        linked, more = sum_l(f[2], f[3], e[2], e[3], tau=s.loss.tau, above=s.link, in_view=s.in_view)
+        text = (told_vt(f[2], g[2], e[2], s.loss) + told_vt(f[3], g[3], e[3], s.loss)) / 2
         unpaired = s.loss.lambda_1 * linked + (1 - s.loss.lambda_1) * text
         return s.paired_share * total + (1 - s.paired_share) * unpaired, terms | more
     return objective
@@ -191,7 +193,7 @@ def train_phi(bank, clips, s: LineSettings = LineSettings(), seed: int = 0, fold
     "f_phi: video-text contrast on all narrated training clips; frozen afterwards."
     model = _fresh(s, bank, seed)
     rows = bank.rows(present(pool(clips, "train"), bank))
-    model.history = fit(model, text_objective(bank, rows, s.phi.batch, seed, s.loss), s.phi, seed, folder, progress)
+    model.history = fit(model, text_objective(bank, rows, s.phi.batch, seed), s.phi, seed, folder, progress)
     return model
 
 
@@ -276,12 +278,12 @@ def train_method(
     if name not in METHODS: raise ValueError(f"no method {name!r}; there are: {', '.join(METHODS)}")
     m = METHODS[name]
     if name == "frozen": return "frozen"
+    if name == "LaViLa*": return phi
     truth, clips = clips, hide_truth(clips)
     if pairs is None and m.pseudo:
         pairs = true_pairs(truth, bank, s.match.k, seed) if m.pseudo == "truth" else pseudo_pairs(m.pseudo, phi, rst, bank, clips, s, seed)
     real = training_pairs(clips, bank)
-    if name == "LaViLa*": objective = text_objective(bank, bank.rows(present(pool(clips, "train"), bank)), s.train.batch, seed, s.loss)
-    elif name == "SUM-L": objective = sum_l_objective(bank, real, *(present(pool(clips, v), bank) for v in ("ego", "exo")), s, seed)
+    if name == "SUM-L": objective = sum_l_objective(bank, real, *(present(pool(clips, v), bank) for v in ("ego", "exo")), s, seed)
     else: objective = pair_objective(bank, real, pairs, m, s, seed, rst, phi)
     model = _fresh(s, bank, seed)
     if s.init == "phi": model.load_state_dict(phi.state_dict())
