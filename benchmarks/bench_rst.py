@@ -2,9 +2,9 @@
 
     python benchmarks/bench_rst.py --run RUN_FOLDER [--seeds 3] [--quick]
 
-RUN_FOLDER/phi.safetensors holds float32 (N, D) tensors train_ego, train_exo, held_ego, held_exo (row i is a pair) and
-may hold integer train_group (N,): rows of a group (a take) are never split by inner validation. The held-out pairs are
-used once per method and seed, for the score alone. Writes bench_rst.parquet and bench_rst_steps.parquet into RUN_FOLDER.
+RUN_FOLDER is a run in which `rosetta train-translator` was done for seed 0: its f_phi gives the features of the synchronized
+training pairs and of the test pairs. Inner validation never splits a room. The test pairs are used once per method and
+seed, for the score alone. Writes bench_rst.parquet and bench_rst_steps.parquet into RUN_FOLDER.
 """
 import argparse
 import sys
@@ -14,46 +14,42 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file
 
 from viewpoint_rosetta.artifacts import atomic
+from viewpoint_rosetta.chain import Line
+from viewpoint_rosetta.methods import paired_features
 from viewpoint_rosetta.translator import (MLP, PAPER, RST, Identity, Nearest, Ridge, RSTSettings, compare_translators,
                                           fewest_steps, quality_against_steps)
 
-TENSORS = ("train_ego", "train_exo", "held_ego", "held_exo")
 GRID = tuple(replace(RSTSettings(), prediction=p, cond_noise=c, dropout=d)  # 8 settings, as many as the MLP's grid
              for p, c, d in product(("sample", "v_prediction"), (0.5, 1.0), (0.1, 0.3)))
 METHODS = {"identity": Identity, "nearest": Nearest, "ridge": Ridge, "MLP": MLP,
            "RST, paper's form": lambda: RST(PAPER),
-           "RST, no anchor": lambda: RST(replace(RSTSettings(), anchor=False)),
+           "RST, on a ridge": lambda: RST(replace(RSTSettings(), anchor=True)),
            "RST": RST, "RST, tuned": lambda: RST(*GRID)}
 
 
-def read_run(folder: Path) -> dict:
-    "The tensors of phi.safetensors; a ValueError says what is missing."
-    path = folder / "phi.safetensors"
-    if not path.exists(): raise ValueError(f"{path}: no such file; expected the features {', '.join(TENSORS)}")
-    data = load_file(path)
-    missing = [k for k in TENSORS if k not in data]
-    if missing: raise ValueError(f"{path}: lacks {', '.join(missing)}; expected {', '.join(TENSORS)}")
-    for side in ("train", "held"):
-        n, m = len(data[f"{side}_ego"]), len(data[f"{side}_exo"])
-        if n != m: raise ValueError(f"{path}: {side}_ego has {n} rows but {side}_exo has {m}; row i must be a pair")
-    return data
+def read_run(folder: Path) -> tuple:
+    "(z_ego, z_exo) of the training and of the test pairs under the run's f_phi, and the rooms of the training pairs."
+    line = Line(folder)
+    clips, bank, phi = line.blind, line.bank, line.phi(0)
+    *train, pairs = paired_features(phi, bank, clips)
+    *held, _ = paired_features(phi, bank, clips, "test")
+    tensors = [[torch.from_numpy(z) for z in side] for side in (train, held)]
+    return *tensors, clips.set_index("clip_id").scene.reindex(pairs.ego).to_numpy()
 
 
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="folder with phi.safetensors")
+    parser.add_argument("--run", type=Path, required=True, help="a run with f_phi of seed 0")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of training and sampling")
     parser.add_argument("--samples", type=int, default=1, help="samples averaged in the comparison of samplers")
     parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--quick", action="store_true", help="one seed, few steps: a check that it runs")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    try: data = read_run(args.run)
-    except ValueError as error: print(error, file=sys.stderr); return 2
-    train, held, groups = (data["train_ego"], data["train_exo"]), (data["held_ego"], data["held_exo"]), data.get("train_group")
+    try: train, held, groups = read_run(args.run)
+    except (ValueError, OSError) as error: print(error, file=sys.stderr); return 2
     base = RSTSettings(steps=50) if args.quick else RSTSettings()
     methods = {k: METHODS[k] for k in args.methods}
     if args.quick: methods = {k: v for k, v in methods.items() if k in ("identity", "nearest", "ridge")}

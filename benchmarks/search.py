@@ -1,0 +1,107 @@
+"""The search for settings, on validation rooms only; the test rooms are dropped from the table before anything else.
+
+    python benchmarks/search.py --run RUN             every trial that is not done yet; start it twice to use two cores
+    python benchmarks/search.py --run RUN --table     what the finished trials say, as Markdown
+
+RUN is a folder in which a full world was extracted (`rosetta world --full --extract --run RUN`). A trial is a row of the
+table with some settings changed, trained with one seed; it is scored by the average `class_across_scenes` HR@5. Shared
+settings are tried on three rows at once; a row with choices of its own gets as many trials as every other such row.
+"""
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+from viewpoint_rosetta import methods
+from viewpoint_rosetta.artifacts import atomic
+from viewpoint_rosetta.benchmark import evaluate
+from viewpoint_rosetta.chain import Line, whiten, with_changes
+from viewpoint_rosetta.clips import hide_truth, pool
+from viewpoint_rosetta.encoders import DualEncoder
+from viewpoint_rosetta.translator import RosettaPipeline
+
+SHARED = {"as it is": {}, "token_drop .6, noise .6": dict(encoder=dict(token_drop=.6, noise=.6)),
+          "lambda_1 .3": dict(loss=dict(lambda_1=.3)), "lambda_1 .7": dict(loss=dict(lambda_1=.7)),
+          "tau .05": dict(loss=dict(tau=.05)), "tau .1": dict(loss=dict(tau=.1)), "600 steps": dict(train=dict(steps=600))}
+MATCH = {"as the paper": {}, "CSLS": dict(calibrate="csls"), "CSLS, k 1": dict(calibrate="csls", k=1),
+         "CSLS, k 3": dict(calibrate="csls", k=3), "CSLS, k 10": dict(calibrate="csls", k=10), "text .3": dict(text_weight=.3),
+         "CSLS, text .3": dict(calibrate="csls", text_weight=.3), "CSLS, text .3, k 10": dict(calibrate="csls", text_weight=.3, k=10)}
+SUM_L = {f"link {link}, in view {inside}": dict(link=link, in_view=inside)
+         for link, inside in ((.4, 1.), (.2, 1.), (.3, 1.), (.5, 1.), (.4, 0.), (.4, .5), (.4, 2.), (.3, .5))}
+TRIALS = [(what, row, change) for what, change in SHARED.items() for row in ("paired + text", "SUM-L", "ours")]
+TRIALS += [("as it is", row, {}) for row in methods.METHODS if row not in ("paired + text", "SUM-L", "ours")]
+TRIALS += [(what, "ours", dict(match=change)) for what, change in MATCH.items()]
+TRIALS += [(what, "SUM-L", change) for what, change in SUM_L.items()]
+
+
+def key(*what) -> str: return hashlib.sha1(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+
+
+class Search:
+    "A run without its test rooms, and the parts that trials share."
+
+    def __init__(self, run: Path):
+        self.line, self.folder = Line(run, preset="full"), run / "search"
+        whiten(self.line)
+        clips = self.line.clips
+        self.clips = clips[clips.split != "test"].reset_index(drop=True)
+        self.blind, self.bank = hide_truth(self.clips), self.line.bank
+
+    def parts(self, s, change: dict, seed: int) -> tuple:
+        "f_phi and translator of these settings, trained once."
+        change = {k: v for k, v in change.items() if k in ("encoder", "phi", "rst")}
+        folder = self.folder / f"parts-{key(change, seed)}"
+        if not folder.exists():
+            phi = methods.train_phi(self.bank, self.blind, s, seed, None, False)
+            rst = methods.train_rst(phi, self.bank, self.blind, s, seed, False)
+            with atomic(folder) as tmp: phi.save_pretrained(tmp / "phi"), rst.save_pretrained(tmp / "rst")
+        return DualEncoder.from_pretrained(folder / "phi"), RosettaPipeline.from_pretrained(folder / "rst")
+
+    def trial(self, what: str, row: str, change: dict, seed: int) -> dict:
+        s = with_changes(self.line.settings, change)
+        seen = self.clips if row.startswith("oracle") else self.blind
+        encoder = methods.train_method(row, self.bank, seen, *self.parts(s, change, seed), s, seed, None, False)
+        found = evaluate(lambda df: methods.embed(encoder, self.bank, df.clip_id), self.clips, row, seed, "validation rooms",
+                         split="val", head=None)
+        found = found[(found.metric == "HR@5") & (found.direction == "avg")].set_index("protocol").value
+        return dict(what=what, row=row, change=change, seed=seed, **{k: round(100 * v, 1) for k, v in found.items()})
+
+    def walk(self, seed: int):
+        "Every trial nobody has claimed."
+        self.folder.mkdir(exist_ok=True)
+        for what, row, change in TRIALS:
+            path = self.folder / f"{key(row, change, seed)}.json"
+            try: path.with_suffix(".claimed").touch(exist_ok=False)
+            except FileExistsError: continue
+            try: result = self.trial(what, row, change, seed)
+            except BaseException: path.with_suffix(".claimed").unlink(); raise
+            with atomic(path) as tmp: tmp.write_text(json.dumps(result))
+            print(f"{row}, {what}: {result['class_across_scenes']}", flush=True)
+
+
+def table(folder: Path) -> str:
+    done = {}
+    for path in sorted(folder.glob("*.json")):
+        r = json.loads(path.read_text())
+        done[key(r["row"], r["change"])] = r
+    lines = ["| row | settings | HR@5 across scenes | class | instance |", "|---|---|---|---|---|"]
+    seen = set()
+    for what, row, change in TRIALS:
+        r = done.get(key(row, change))
+        if r is None or (row, what) in seen: continue
+        seen.add((row, what))
+        lines.append(f"| {row} | {what} | {r['class_across_scenes']:.1f} | {r['class']:.1f} | {r['instance']:.1f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.table: print(table(args.run / "search"))
+    else: Search(args.run).walk(args.seed)
