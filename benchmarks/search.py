@@ -5,11 +5,13 @@
 
 RUN is a folder in which a full world was extracted (`rosetta world --full --extract --run RUN`). A trial is a row of the
 table with some settings changed, trained with one seed; it is scored by the average `class_across_scenes` HR@5. Shared
-settings are tried on three rows at once; a row with choices of its own gets as many trials as every other such row.
+settings are tried on three rows at once; every row may choose its lambda_1; the two rows with choices of their own, ours
+and SUM-L, get the same number of trials.
 """
 import argparse
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,18 +24,28 @@ from viewpoint_rosetta.clips import hide_truth, pool
 from viewpoint_rosetta.encoders import DualEncoder
 from viewpoint_rosetta.translator import RosettaPipeline
 
-SHARED = {"as it is": {}, "token_drop .6, noise .6": dict(encoder=dict(token_drop=.6, noise=.6)),
-          "lambda_1 .3": dict(loss=dict(lambda_1=.3)), "lambda_1 .7": dict(loss=dict(lambda_1=.7)),
-          "tau .05": dict(loss=dict(tau=.05)), "tau .1": dict(loss=dict(tau=.1)), "600 steps": dict(train=dict(steps=600))}
-MATCH = {"as the paper": {}, "CSLS": dict(calibrate="csls"), "CSLS, k 1": dict(calibrate="csls", k=1),
-         "CSLS, k 3": dict(calibrate="csls", k=3), "CSLS, k 10": dict(calibrate="csls", k=10), "text .3": dict(text_weight=.3),
+START = dict(match=dict(calibrate="none", text_weight=.5, k=5), in_view=1., link=.4, loss=dict(lambda_1=.5, tau=.07))  # where it began
+THREE = ("paired + text", "SUM-L", "ours")
+PAIRED = [row for row, m in methods.METHODS.items() if m.text and row not in ("frozen", "LaViLa*")]
+MATCH = {"CSLS": dict(calibrate="csls"), "CSLS, k 1": dict(calibrate="csls", k=1), "CSLS, k 3": dict(calibrate="csls", k=3),
+         "CSLS, k 10": dict(calibrate="csls", k=10), "text .3": dict(text_weight=.3),
          "CSLS, text .3": dict(calibrate="csls", text_weight=.3), "CSLS, text .3, k 10": dict(calibrate="csls", text_weight=.3, k=10)}
-SUM_L = {f"link {link}, in view {inside}": dict(link=link, in_view=inside)
-         for link, inside in ((.4, 1.), (.2, 1.), (.3, 1.), (.5, 1.), (.4, 0.), (.4, .5), (.4, 2.), (.3, .5))}
-TRIALS = [(what, row, change) for what, change in SHARED.items() for row in ("paired + text", "SUM-L", "ours")]
-TRIALS += [("as it is", row, {}) for row in methods.METHODS if row not in ("paired + text", "SUM-L", "ours")]
+IN_VIEW = ((.2, 1.), (.3, 1.), (.5, 1.), (.4, 0.), (.4, .5), (.4, 2.), (.3, .5))  # SUM-L: link, in_view
+BEST = dict(ours=dict(match=MATCH["CSLS, text .3"]), **{"SUM-L": dict(in_view=0.)})
+
+TRIALS = [("as it began", row, {}) for row in methods.METHODS if row != "frozen"]
+TRIALS += [(f"lambda_1 {v}", row, dict(loss=dict(lambda_1=v))) for row in PAIRED for v in (.3, .7)]
+TRIALS += [(what, row, change) for what, change in {
+    "token_drop .6, noise .6": dict(encoder=dict(token_drop=.6, noise=.6)), "tau .05": dict(loss=dict(tau=.05)),
+    "tau .1": dict(loss=dict(tau=.1)), "600 steps": dict(train=dict(steps=600))}.items() for row in THREE]
+TRIALS += [(f"tau {v}", "VI Encoder", dict(loss=dict(tau=v))) for v in (.05, .1)]
 TRIALS += [(what, "ours", dict(match=change)) for what, change in MATCH.items()]
-TRIALS += [(what, "SUM-L", change) for what, change in SUM_L.items()]
+TRIALS += [(f"link {link}, in view {inside}", "SUM-L", dict(link=link, in_view=inside)) for link, inside in IN_VIEW]
+TRIALS += [(f"its best{more}", row, change | dict(loss=dict(lambda_1=.3) | loss)) for row, change in BEST.items() for more, loss in (
+    (", lambda_1 .3", {}), (", lambda_1 .3, same_narration .8", dict(same_narration=.8)), (", lambda_1 .3, same_narration .6", dict(same_narration=.6)))]
+TRIALS += [(f"lambda_1 .7, same_narration {v}", "paired + text", dict(loss=dict(lambda_1=.7, same_narration=v))) for v in (.8, .6)]
+TRIALS += [("its best, lambda_1 .3, lambda_2 .5", "ours", BEST["ours"] | dict(loss=dict(lambda_1=.3, lambda_2=.5))),
+           ("its best, lambda_1 .3, link .5", "SUM-L", BEST["SUM-L"] | dict(link=.5, loss=dict(lambda_1=.3)))]
 
 
 def key(*what) -> str: return hashlib.sha1(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
@@ -43,6 +55,7 @@ class Search:
     "A run without its test rooms, and the parts that trials share."
 
     def __init__(self, run: Path):
+        methods.METHODS.update({name: replace(m, lambda_1=None) for name, m in methods.METHODS.items()})  # the setting decides
         self.line, self.folder = Line(run, preset="full"), run / "search"
         whiten(self.line)
         clips = self.line.clips
@@ -60,7 +73,7 @@ class Search:
         return DualEncoder.from_pretrained(folder / "phi"), RosettaPipeline.from_pretrained(folder / "rst")
 
     def trial(self, what: str, row: str, change: dict, seed: int) -> dict:
-        s = with_changes(self.line.settings, change)
+        s = with_changes(with_changes(self.line.settings, START), change)
         seen = self.clips if row.startswith("oracle") else self.blind
         encoder = methods.train_method(row, self.bank, seen, *self.parts(s, change, seed), s, seed, None, False)
         found = evaluate(lambda df: methods.embed(encoder, self.bank, df.clip_id), self.clips, row, seed, "validation rooms",

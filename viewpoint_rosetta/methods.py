@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHODS', 'KINDS', 'fast_precision', 'LineSettings', 'full_settings', 'demo_settings', 'Method', 'training_pairs',
            'present', 'embed', 'text_objective', 'pair_objective', 'sum_l_objective', 'train_phi', 'paired_features',
-           'train_rst', 'pseudo_pairs', 'true_pairs', 'train_method']
+           'train_rst', 'pseudo_pairs', 'rst_links', 'true_pairs', 'train_method']
 
 # %% ../nbs/10_methods.ipynb #ab7adeff
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,7 @@ import torch
 from .clips import hide_truth, pool, sync_pairs
 from .encoders import DualEncoder, EncoderSettings
 from .losses import LossSettings, info_nce, l_rosetta, l_vs, soft_weight, sum_l, told_vt
-from .matching import MatchSettings, match
+from .matching import MatchSettings, joint, match
 from .training import Mix, Shuffle, TrainSettings, fit, take
 from .translator import RosettaPipeline, RSTSettings, train_translator
 
@@ -47,6 +47,7 @@ class LineSettings:
     rst: RSTSettings = field(default_factory=RSTSettings)
     match: MatchSettings = field(default_factory=lambda: MatchSettings(k=5, calibrate="csls", text_weight=.3))  # no hubs; five partners cover more
     link: float = .4             # SUM-L: narration similarity from which two clips are linked
+    links: float = .02           # RST links: share of all pairs of an unpaired ego and an unpaired exo clip that count as links
     in_view: float = 0.          # SUM-L: weight of the alignment inside each view; more of it cost points on validation rooms
     paired_share: float = .5     # share of synchronized pairs in a batch that also holds pseudo-pairs
     vs_steps: int = 4            # denoising steps of a translation inside L_vs: it is asked for at every training step
@@ -85,7 +86,7 @@ METHODS = {m.name: m for m in (
     Method("SUM-L", lambda_1=.3), Method("paired + text", lambda_1=.7), Method("language pairs", "language", soft=True),
     Method("ours w/o RST", "vision+language", soft=True, lambda_1=.3),
     Method("ours w/o soft alignment", "rst+language", synthetic=True, lambda_1=.3),
-    Method("ours", "rst+language", soft=True, synthetic=True, lambda_1=.3), Method("oracle pairs", "truth", lambda_1=.3))}
+    Method("ours", "rst+language", soft=True, synthetic=True, lambda_1=.3), Method("RST links", lambda_1=.3), Method("oracle pairs", "truth", lambda_1=.3))}
 
 # %% ../nbs/10_methods.ipynb #163b2aa4
 def training_pairs(clips: pd.DataFrame, bank) -> pd.DataFrame:
@@ -179,9 +180,16 @@ def _pair_batches(bank, paired, pseudo, method, s, seed):
     return Mix(Shuffle(*real, batch=m, seed=seed, **once), Shuffle(ego, exo, weight, batch=n - m, seed=seed + 1, group=pseudo.ego))
 
 # %% ../nbs/10_methods.ipynb #39d57f1f
-def sum_l_objective(bank, paired, ego, exo, s: LineSettings, seed: int):
-    "SUM-L*: L_paired on synchronized pairs; unpaired clips of both views linked in the batch by their narrations."
-    n, loss = s.train.batch // 2, METHODS["SUM-L"].loss(s.loss)
+def sum_l_objective(
+    bank, paired,        # features.Bank; DataFrame[ego, exo] of synchronized pairs
+    ego, exo,            # ids of the unpaired clips of each view
+    s: LineSettings, seed: int,
+    by=None,             # (rows of the bank, E) vectors whose cosine links two clips; None: their narrations
+    above: float | None = None,  # cosine from which two clips are linked; None: `s.link`
+    method: Method = METHODS["SUM-L"],
+):
+    "SUM-L*: L_paired on synchronized pairs; unpaired clips of both views linked in the batch by what was said, or by `by`."
+    n, loss, above = s.train.batch // 2, method.loss(s.loss), s.link if above is None else above
     m = round(n * s.paired_share)
     real = Shuffle(bank.rows(paired.ego), bank.rows(paired.exo), batch=m, seed=seed, group=paired.ego)
     draws = [Shuffle(bank.rows(side), batch=n - m, seed=seed + i) for i, side in ((1, ego), (2, exo))]
@@ -189,7 +197,8 @@ def sum_l_objective(bank, paired, ego, exo, s: LineSettings, seed: int):
         rows = [*real(step), *(d(step)[0] for d in draws)]
         f, g, e = (x.split([len(r) for r in rows]) for x in _encode(model, bank, torch.cat(rows)))
         total, terms = l_rosetta(f[0], f[1], g[0], g[1], loss, e_ego=e[0], e_exo=e[1])
-        linked, more = sum_l(f[2], f[3], e[2], e[3], tau=loss.tau, above=s.link, in_view=s.in_view)
+        links = e[2:] if by is None else [take(by, r, f[2].device) for r in rows[2:]]
+        linked, more = sum_l(f[2], f[3], *links, tau=loss.tau, above=above, in_view=s.in_view)
         text = (told_vt(f[2], g[2], e[2], loss) + told_vt(f[3], g[3], e[3], loss)) / 2
         unpaired = loss.lambda_1 * linked + (1 - loss.lambda_1) * text
         return s.paired_share * total + (1 - s.paired_share) * unpaired, terms | more
@@ -239,16 +248,37 @@ def pseudo_pairs(
 ) -> pd.DataFrame:   # DataFrame[ego, exo, rank, score, visual, text, mutual, ...]
     "Link every unpaired ego clip to an unpaired exo clip (Sec. 3.3)."
     if kind not in KINDS: raise ValueError(f"kind is {kind!r}: expected one of {', '.join(KINDS)}")
+    sides = _sides("rst" in kind, phi, rst, bank, clips, seed)
+    weight = {"language": 1., "vision": 0., "rst": 0.}.get(kind, s.match.text_weight)
+    if kind == "random": return _random_pairs(sides[0], sides[3], s.match.k, seed)
+    return match(*sides, replace(s.match, text_weight=weight))
+
+
+def _sides(translated: bool, phi, rst, bank, clips, seed):
+    "What `match` takes of the unpaired clips: ids, features and narrations of ego, then of exo."
     clips = hide_truth(clips)
     ego, exo = (present(pool(clips, view), bank) for view in ("ego", "exo"))
     if not len(ego) or not len(exo):
         raise ValueError(f"{len(ego)} unpaired ego and {len(exo)} unpaired exo training clips: both are needed")
-    z_ego, z_exo = embed(phi, bank, ego), embed(phi, bank, exo)
-    zhat = rst.translate(z_ego, generator=torch.Generator().manual_seed(seed)).numpy() if "rst" in kind else z_ego
-    weight = {"language": 1., "vision": 0., "rst": 0.}.get(kind, s.match.text_weight)
-    e_ego, e_exo = bank.text[bank.rows(ego)], bank.text[bank.rows(exo)]
-    if kind == "random": return _random_pairs(ego, exo, s.match.k, seed)
-    return match(ego, zhat, e_ego, exo, z_exo, e_exo, replace(s.match, text_weight=weight))
+    zhat = embed(phi, bank, ego)
+    if translated: zhat = rst.translate(zhat, generator=torch.Generator().manual_seed(seed)).numpy()
+    return ego, zhat, bank.text[bank.rows(ego)], exo, embed(phi, bank, exo), bank.text[bank.rows(exo)]
+
+
+def rst_links(
+    phi, rst,        # f_phi and the translator
+    bank, clips,     # features; the clip table (its truth is not read)
+    s: LineSettings = LineSettings(),
+    seed: int = 0,
+    looked_at: int = 2000,  # clips of either side by which the threshold is set: memory stays bounded
+) -> tuple:          # float32 (rows of the bank, D + E), unit rows for unpaired clips, else zeros; cosine of a link
+    "h of Sec. 3.3 for every unpaired clip, and the cosine above which a share `s.links` of their pairs lies."
+    ego, zhat, e_ego, exo, z_exo, e_exo = _sides(True, phi, rst, bank, clips, seed)
+    h_ego, h_exo = (joint(z, e, s.match.text_weight).numpy() for z, e in ((zhat, e_ego), (z_exo, e_exo)))
+    by, some = np.zeros((len(bank), h_ego.shape[1]), np.float32), np.random.default_rng(seed)
+    by[bank.rows(ego)], by[bank.rows(exo)] = h_ego, h_exo
+    a, b = (h[some.permutation(len(h))[:looked_at]] for h in (h_ego, h_exo))
+    return by, float(np.quantile(a @ b.T, 1 - s.links))
 
 
 def _random_pairs(ego, exo, k, seed):
@@ -290,7 +320,10 @@ def train_method(
     if pairs is None and m.pseudo:
         pairs = true_pairs(truth, bank, s.match.k, seed) if m.pseudo == "truth" else pseudo_pairs(m.pseudo, phi, rst, bank, clips, s, seed)
     real = training_pairs(clips, bank)
-    if name == "SUM-L": objective = sum_l_objective(bank, real, *(present(pool(clips, v), bank) for v in ("ego", "exo")), s, seed)
+    if name in ("SUM-L", "RST links"):
+        unpaired = (present(pool(clips, v), bank) for v in ("ego", "exo"))
+        how = rst_links(phi, rst, bank, clips, s, seed) if name == "RST links" else ()
+        objective = sum_l_objective(bank, real, *unpaired, s, seed, *how, method=m)
     else: objective = pair_objective(bank, real, pairs, m, s, seed, rst, phi)
     model = _fresh(s, bank, seed)
     if s.init == "phi": model.load_state_dict(phi.state_dict())
