@@ -51,5 +51,5 @@ render browser:
 
 .venv/.synced: pyproject.toml uv.lock | .bootstrap/bin/uv
 	@echo "installing the locked Python packages into .venv (about 7 GB; minutes at first, seconds later)"
-	@.bootstrap/bin/uv sync --frozen
+	@.bootstrap/bin/uv sync --frozen --python .bootstrap/bin/python
 	@touch $@

@@ -51,7 +51,7 @@ def study(line, rooms: int, seed: int) -> pd.DataFrame:
     phi = methods.train_phi(bank, blind, s, seed, None, False)
     *train, pairs = methods.paired_features(phi, bank, blind)
     held = methods.paired_features(phi, bank, blind, "val")[:2]
-    groups = blind.set_index("clip_id").scene.reindex(pairs.ego).to_numpy()
+    groups = methods.rooms_of(blind, pairs)
     rows = []
     for name, make in TRANSLATORS.items():
         model = make().fit(*train, seed=seed, groups=groups)

@@ -17,7 +17,7 @@ import torch
 
 from viewpoint_rosetta.artifacts import atomic
 from viewpoint_rosetta.chain import Line
-from viewpoint_rosetta.methods import paired_features
+from viewpoint_rosetta.methods import paired_features, rooms_of
 from viewpoint_rosetta.translator import (MLP, PAPER, RST, Identity, Nearest, Ridge, RSTSettings, compare_translators,
                                           fewest_steps, quality_against_steps)
 
@@ -36,7 +36,7 @@ def read_run(folder: Path) -> tuple:
     *train, pairs = paired_features(phi, bank, clips)
     *held, _ = paired_features(phi, bank, clips, "test")
     tensors = [[torch.from_numpy(z) for z in side] for side in (train, held)]
-    return *tensors, clips.set_index("clip_id").scene.reindex(pairs.ego).to_numpy()
+    return *tensors, rooms_of(clips, pairs)
 
 
 def main(argv=None) -> int:

@@ -241,10 +241,20 @@ def test_an_unreadable_recipe_runs_again(run):
 def test_problems_are_kept_once(run):
     assert run.problems().empty
     run.problem("a", "a.mp4", "bad")
-    run.problem(["a", "b"], "a.mp4", "bad")
+    run.problem(["a", "b"], "a.mp4", "bad", [4, 5])  # the same problem of "a", now with its row
     run.problem(["c"], ["c.mp4"], ["worse"])
-    pd.testing.assert_frame_equal(Run(run.folder).problems(), pd.DataFrame(
-        [("a", "a.mp4", "bad"), ("b", "a.mp4", "bad"), ("c", "c.mp4", "worse")], columns=["clip_id", "file", "reason"]))
+    problems = Run(run.folder).problems()
+    assert problems.astype(object).where(problems.notna(), None).to_dict("split")["data"] == [
+        ["a", "a.mp4", 4, "bad"], ["b", "a.mp4", 5, "bad"], ["c", "c.mp4", None, "worse"]]
+    assert problems.columns.tolist() == ["clip_id", "file", "row", "reason"]
+
+
+def test_problems_of_an_older_run_are_read(run):
+    run.folder.mkdir(exist_ok=True)
+    pd.DataFrame(dict(clip_id=["a"], file=["a.mp4"], reason=["bad"])).to_parquet(run.folder / "problems.parquet")
+    assert run.problems().row.isna().all()
+    run.problem("a", "a.mp4", "bad", 3)
+    assert run.problems().row.tolist() == [3]
 
 
 def test_problems_survive_a_full_disk(run, monkeypatch):

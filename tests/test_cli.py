@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,8 @@ import torch
 
 import stub_methods
 import viewpoint_rosetta
-from viewpoint_rosetta import artifacts, benchmark, chain, cli, clips, encoders, features, report, translator, world
+from viewpoint_rosetta import (artifacts, benchmark, chain, cli, clips, encoders, features, matching, report, training, translator,
+                               world)
 
 SHIPPED = clips.read_clips(world.shipped()) if world.shipped().exists() else None
 pytestmark = pytest.mark.skipif(SHIPPED is None, reason="the shipped world is not here")
@@ -237,7 +239,7 @@ def test_bad_videos_are_left_out_and_named_and_a_mended_one_comes_back(line, man
     (root / df.video[0]).unlink()                             # missing
     (root / df.video[1]).write_bytes(b"")                     # empty
     (root / df.video[2]).write_text("not a video " * 50)      # text named .mp4
-    (root / df.video[3]).write_bytes(good[:len(good) // 20])  # truncated
+    (root / df.video[3]).write_bytes(good[:1000])             # truncated, before its index ends
     df.loc[4, ["start_s", "end_s"]] = [900.0, 901.0]          # beyond the video
     clips.write_clips(df, root / "clips.parquet")
     assert cli.main(["index", str(root / "clips.parquet"), "--run", str(run)]) == 0
@@ -246,8 +248,9 @@ def test_bad_videos_are_left_out_and_named_and_a_mended_one_comes_back(line, man
     assert "5 clips cannot be used" in out and "problems.parquet" in out
     problems = artifacts.Run(run).problems().set_index("clip_id")
     assert set(problems.index) == set(df.clip_id[:5])
-    for i, word in enumerate(["no such file", "empty", "not a video", df.video[3], "ends at"]):
-        assert word in problems.reason[df.clip_id[i]], problems.reason[df.clip_id[i]]
+    for i, word in enumerate(["no such file", "the file is empty", "not a video", "an MP4 without its index", "the video ends at"]):
+        clip = problems.loc[df.clip_id[i]]
+        assert word in clip.reason and clip.file == df.video[i] and clip.row == i + 1, clip
     (root / df.video[0]).write_bytes(good)
     assert cli.main(["extract", "--run", str(run)]) == 0
     assert "4 clips cannot be used" in capsys.readouterr().out and df.clip_id[0] not in set(artifacts.Run(run).problems().clip_id)
@@ -258,7 +261,39 @@ def test_bad_videos_are_left_out_and_named_and_a_mended_one_comes_back(line, man
 def test_no_usable_clip_at_all(line, tmp_path, capsys):
     pd.DataFrame([ROW]).to_csv(tmp_path / "clips.csv", index=False)
     cli.main(["index", str(tmp_path / "clips.csv"), "--run", str(tmp_path / "run")])
-    refused(capsys, ["extract", "--run", tmp_path / "run"], "none of the 1 clips", "clip a", "no such file")
+    refused(capsys, ["extract", "--run", tmp_path / "run"], "none of the 1 clips", "a.mp4, row 1 of the manifest (clip_id 'a')", "no such file")
+
+
+BAD_VIDEOS = {  # what is wrong, how it is made of a good video, when the clip is, what is said
+    "missing": (lambda good: None, 0, "no such file"),
+    "empty": (lambda good: b"", 0, "the file is empty"),
+    "text": (lambda good: b"not a video " * 50, 0, "not a video"),
+    "no index": (lambda good: good[:1000], 0, "an MP4 without its index, so the copy or recording broke off"),
+    "truncated": (lambda good: good[:len(good) // 2], 22, "so it is truncated or damaged"),
+    "times": (lambda good: good, 900, "the video ends at 25.000 s; correct start_s and end_s"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_VIDEOS)
+@pytest.mark.parametrize("command", ["extract", "demo"])
+def test_a_bad_video_is_told_with_file_row_and_reason(name, command, line, tmp_path, capsys):
+    "The manifest's third row, though a row before it was already left out."
+    spoil, start, reason = BAD_VIDEOS[name]
+    good, run, path = (world.shipped().parent / SHIPPED.video[0]).read_bytes(), tmp_path / "run", tmp_path / "clips.csv"
+    (tmp_path / "good.mp4").write_bytes(good)
+    if (content := spoil(good)) is not None: (tmp_path / "bad.mp4").write_bytes(content)
+    pd.DataFrame([dict(ROW, clip_id="x", view="drone"), dict(ROW, clip_id="good", video="good.mp4"),
+                  dict(ROW, clip_id="b", video="bad.mp4", start_s=start, end_s=start + 1)]).to_csv(path, index=False)
+    if command == "extract":
+        assert cli.main(["index", str(path), "--run", str(run), "--skip-bad"]) == 0 == cli.main(["extract", "--run", str(run)])
+    else: assert cli.main(["demo", "--manifest", str(path), "--run", str(run), "--world-run", str(tmp_path / "w"), "--skip-bad"]) == 2
+    problems, out = artifacts.Run(run).problems().set_index("clip_id"), capsys.readouterr().out
+    assert problems.row.to_dict() == {"x": 1, "b": 3} and problems.file["b"] == "bad.mp4" and reason in problems.reason["b"]
+    assert f"{path}, row 1 of the manifest (clip_id 'x'): view 'drone'" in out, "the first is told in words"
+    pd.DataFrame([dict(ROW, clip_id="b", video="bad.mp4", start_s=start, end_s=start + 1)]).to_csv(path, index=False)
+    words = ["extract"] if command == "extract" else ["demo", "--manifest", path, "--world-run", tmp_path / "w"]
+    command == "demo" or cli.main(["index", str(path), "--run", str(tmp_path / "none")])
+    refused(capsys, [*words, "--run", tmp_path / "none"], "none of the 1 clips", "bad.mp4, row 1 of the manifest (clip_id 'b')", reason)
 
 
 def test_a_changed_narration_is_read_again(line, manifest, tmp_path):
@@ -286,11 +321,14 @@ def test_own_clips_of_one_view(line, tmp_path, manifest, capsys):
 STAGES = {  # where it happens, which command gets there, what is said
     "index": (clips, "write_clips", ["index"], "stopped in step index"),
     "extract": (features, "extract", ["extract"], "features of finished clips are kept"),
+    "whiten": (features.Whitening, "fit", ["train-translator"], "stopped in step whiten"),
     "phi": (stub_methods, "train_phi", ["train-translator"], "training goes on from its last checkpoint"),
     "translator": (stub_methods, "train_rst", ["train-translator"], "stopped in step translator/0"),
     "match": (stub_methods, "pseudo_pairs", ["match"], "stopped in step pairs/0"),
     "train": (stub_methods, "train_method", ["train", "--method", "ours"], "stopped in step encoder/ours/0"),
     "bench": (benchmark, "evaluate", ["bench", "--methods", "frozen"], "stopped in step encoder/frozen/0"),
+    "gather": (cli, "gather", ["match"], "stopped"),
+    "maps": (chain, "write_vectors", ["report"], "stopped in step maps"),
     "report": (report, "write_report", ["report"], "stopped"),
 }
 
@@ -307,7 +345,7 @@ def test_a_stage_that_is_stopped_and_then_finds_the_disk_full_is_finished_in_the
     def stop(*args, **kwargs): signal.raise_signal(signal.SIGINT), time.sleep(1)
     def full(*args, **kwargs): raise OSError(errno.ENOSPC, "No space left on device", str(run / "some.file"))
     stage == "index" or index(manifest, run)
-    stage == "report" and cli.main(["train", "--method", "ours", "--run", str(run)])
+    stage in ("maps", "report") and cli.main(["train", "--method", "ours", "--run", str(run)])
     words = words_of(stage, manifest, run)
     with monkeypatch.context() as patch:
         patch.setattr(module, name, stop)
@@ -317,6 +355,80 @@ def test_a_stage_that_is_stopped_and_then_finds_the_disk_full_is_finished_in_the
         refused(capsys, words, "No space left", "some.file", "free some space", "same command")
     assert cli.main(words) == 0
     assert {p: p.stat().st_mtime_ns for p in done} == done, "what was finished is not done again"
+
+
+def test_own_clips_are_stopped_find_the_disk_full_and_are_finished(line, tmp_path, capsys, monkeypatch):
+    few = small_world(tmp_path / "world")
+    monkeypatch.setattr(world, "shipped", lambda: few)
+    run, match = tmp_path / "run", matching.match
+    words = ["demo", "--manifest", few, "--run", run, "--world-run", tmp_path / "trained"]
+    def stop(*args, **kwargs): signal.raise_signal(signal.SIGINT), time.sleep(1)
+    def full(*args, **kwargs): raise OSError(errno.ENOSPC, "No space left on device", str(run / "some.file"))
+    monkeypatch.setattr(matching, "match", stop)
+    refused(capsys, words, "stopped in step own", "Run the same command again to go on", code=130)
+    monkeypatch.setattr(matching, "match", full)
+    refused(capsys, words, "No space left", "some.file", "free some space")
+    monkeypatch.setattr(matching, "match", match)
+    stub_methods.calls.clear()
+    assert cli.main([str(w) for w in words]) == 0 and (run / "pairs.parquet").exists()
+    assert not stub_methods.calls, "what was trained is not trained again"
+
+
+@pytest.fixture
+def fitted(monkeypatch):
+    "train_phi that really trains, eight steps, and is stopped by Ctrl-C at `fitted.stop`; `fitted.resumed` tells where it went on."
+    state = SimpleNamespace(stop=None, resumed=[])
+    def train_phi(bank, clips, settings, seed, folder=None, progress=True):
+        model, draw = stub_methods.drawn(settings, seed), training.Shuffle(range(len(bank)), batch=8, seed=seed)
+        def objective(model, step, generator):
+            if step == state.stop: signal.raise_signal(signal.SIGINT)
+            return model.encode_video(training.take(bank.tokens, draw(step)[0])).square().mean() * (1 + step), {}
+        table = training.fit(model, objective, training.TrainSettings(steps=8, warmup=1), seed, folder, False)
+        state.resumed.append(table.attrs["resumed_at"])
+        return model
+    monkeypatch.setattr(stub_methods, "train_phi", train_phi)
+    return state
+
+
+def weights_of(run): return {p.name: p.read_bytes() for p in (run / "phi" / "0").glob("*.safetensors")}
+
+
+def test_a_training_stopped_by_ctrl_c_goes_on_to_the_same_weights(line, fitted, manifest, tmp_path, capsys):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    for run in (straight, stopped): index(manifest, run)
+    assert cli.main(["train-translator", "--run", str(straight)]) == 0
+    fitted.stop = 4
+    refused(capsys, ["train-translator", "--run", stopped], "stopped in step phi/0", "last checkpoint", code=130)
+    fitted.stop = None
+    assert cli.main(["train-translator", "--run", str(stopped)]) == 0 and fitted.resumed == [0, 5]
+    assert weights_of(straight) == weights_of(stopped) != {}
+
+
+def test_a_stopped_training_does_not_go_on_with_other_clips(line, fitted, manifest, tmp_path, capsys):
+    run, fitted.stop = tmp_path / "run", 4
+    index(manifest, run)
+    refused(capsys, ["train-translator", "--run", run], "stopped in step phi/0", code=130)
+    clips.write_clips(clips.read_clips(manifest).iloc[:-1], tmp_path / "fewer.parquet")
+    index(tmp_path / "fewer.parquet", run)
+    fitted.stop = None
+    assert cli.main(["train-translator", "--run", str(run)]) == 0 and fitted.resumed == [0]
+
+
+def test_a_world_that_fills_the_disk_is_finished_when_there_is_space(tmp_path, capsys, monkeypatch):
+    tiny = world.WorldSettings(paired=0, ego=1, exo=1, val=0, test=0, train_actions=1, take_actions=1, size=32, supersample=1, frames=2)
+    monkeypatch.setattr(world, "sized_world", lambda *args, **kwargs: tiny)
+    words, write = ["world", "--episodes", "2", "--out", tmp_path / "w", "--run", tmp_path / "r", "--workers", "1"], world.write_video
+    def full(path, *args): raise OSError(errno.ENOSPC, "No space left on device", str(path))
+    monkeypatch.setattr(world, "write_video", full)
+    refused(capsys, words, "No space left", "ego_000_0_ego.mp4", "free some space")
+    assert not list((tmp_path / "w").rglob("*.mp4")), "nothing half-written"
+    monkeypatch.setattr(world, "write_video", write)
+    assert cli.main([str(w) for w in words]) == 0 and len(pd.read_parquet(tmp_path / "w" / "clips.parquet")) == 2
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
+def test_a_folder_one_may_not_write_to(number):
+    assert "choose a folder you may write to" in (text := cli.told(OSError(number, "not permitted", "/place/file"))) and "/place/file" in text
 
 
 def test_a_really_limited_disk(line, manifest, tmp_path, capsys):
@@ -362,7 +474,7 @@ def test_a_defect_is_called_one_and_debug_shows_it(line, manifest, tmp_path, cap
 def test_world_features_while_it_renders(line, tmp_path, monkeypatch, capsys):
     "A finished take's features are in the store before the next one is rendered."
     done, out, run, seen = [], tmp_path / "world", tmp_path / "run", []
-    def render(s, to, workers, progress):
+    def render(s, to, workers, depth, progress):
         for take, rows in list(SHIPPED[SHIPPED["take"].str.startswith("ego")].groupby("take", sort=False))[:2]:
             (to / "takes").mkdir(parents=True, exist_ok=True)
             (to / "videos").mkdir(exist_ok=True)
@@ -383,7 +495,7 @@ def test_world_features_while_it_renders(line, tmp_path, monkeypatch, capsys):
                                       (["--episodes", "500", "--size", "96"], world.sized_world(500, size=96))])
 def test_world_settings(words, s, line, tmp_path, monkeypatch):
     asked = []
-    def render(settings, out, workers, progress):
+    def render(settings, out, workers, depth, progress):
         asked.append(settings)
         (out / "takes").mkdir(parents=True)
         return iter(())

@@ -132,8 +132,8 @@ def test_bad_rows_can_be_left_out_and_are_on_record(tmp_path):
     path = csv(tmp_path / "a.csv", table(view=["ego", "top", "exo", "ego"], start_s=[0, 0, 0, "x"], narration="C cuts"))
     df = read_clips(path, on_problem=run.problem)
     assert df.clip_id.tolist() == ["c0", "c2"] and df.index.tolist() == [0, 1]
-    assert run.problems().values.tolist() == [["c1", str(path), "view 'top' is none of ego, exo"],
-                                              ["c3", str(path), "start_s 'x' is not a number of seconds"]]
+    assert run.problems().values.tolist() == [["c1", str(path), 2, "view 'top' is none of ego, exo"],
+                                              ["c3", str(path), 4, "start_s 'x' is not a number of seconds"]]
 
 
 # ---- files

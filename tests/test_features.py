@@ -136,7 +136,6 @@ def append_forever(path, report, n):
 
 
 def test_kill_9_at_random_moments_loses_nothing_that_was_reported(tmp_path):
-    torn = 0
     for moment in np.random.default_rng(0).uniform(0, .12, 8):
         listen, report = os.pipe()
         process = fork.Process(target=append_forever, args=(tmp_path / "s", report, 8))
@@ -148,7 +147,6 @@ def test_kill_9_at_random_moments_loses_nothing_that_was_reported(tmp_path):
         process.join()
         said += os.read(listen, 10**6)
         os.close(listen)
-        torn += any(p.name.startswith(".shard") for p in (tmp_path / "s").iterdir())
         store = FeatureStore(tmp_path / "s")
         assert int(said.split()[-1]) <= len(store) <= int(said.split()[-1]) + 8
         assert_whole(store)
@@ -313,12 +311,22 @@ def test_bad_clips_are_reported_and_cost_only_themselves(folder, tmp_path):
     good = clips[clips.clip_id.isin(["a.mp4:0", "a.mp4:3", "big.mp4:1"])]
     assert added == 3 and set(store.ids) == set(good.clip_id)
     assert np.abs(brightness(good, store) - expected(good)).max() < 3
-    assert {p[0] for p in problems} == set(clips.clip_id) - set(good.clip_id)
-    for clip_id, file, reason in problems: assert file.split("/")[-1].split(".")[0] in reason or "0 s" in reason, (clip_id, reason)
+    told = {"a.mp4:2": "from 2.0 s to 2.0 s: a clip", "a.mp4:5.5": "the video ends at 6.000 s", "empty.mp4:0": "empty.mp4: the file is empty",
+            "text.mp4:0": "text.mp4: not a video", "cut.mp4:4": "cut.mp4: an MP4 without its index", "gone.mp4:0": "gone.mp4: no such file",
+            "../x.mp4:0": "leads out of"}
+    assert {p[0] for p in problems} == set(told) == set(clips.clip_id) - set(good.clip_id)
+    for clip_id, file, reason, row in problems:
+        assert told[clip_id] in reason and clips.video[row - 1] == file and clips.clip_id[row - 1] == clip_id, (clip_id, row, reason)
+
+
+def test_rows_are_those_of_the_manifest_where_the_table_knows_them(folder, tmp_path):
+    clips, rows = table(folder, ("gone.mp4", 0., 1.), ("empty.mp4", 0., 1.)), []
+    extract(clips.assign(manifest_row=[7, 9]), Fake(), FeatureStore(tmp_path / "s"), progress=False, on_problem=lambda *p: rows.append(p[3]))
+    assert sorted(rows) == [7, 9]
 
 
 def test_default_is_a_warning(folder, tmp_path):
-    with pytest.warns(UserWarning, match="skipped gone.mp4:0 of gone.mp4"):
+    with pytest.warns(UserWarning, match="skipped row 1, gone.mp4:0 of gone.mp4"):
         extract(table(folder, ("gone.mp4", 0., 1.)), Fake(), FeatureStore(tmp_path / "s"), progress=False)
 
 

@@ -118,6 +118,21 @@ def test_every_dependency_has_its_reason():
     assert not [n for n in names if f"`{n}`" not in text], "say in nbs/index.ipynb why each dependency is there"
 
 
+def test_every_import_is_declared():
+    "What a module imports must not be there by the luck of another package."
+    from importlib.metadata import packages_distributions
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    plain = lambda name: re.sub("[-_.]+", "-", name.lower())
+    declared = {plain(re.match(r"[\w.-]+", d)[0]) for d in project["dependencies"]}
+    owners, lacking = packages_distributions(), set()
+    for path in LIBRARY.glob("*.py"):
+        for name in imports(ast.parse(path.read_text(encoding="utf-8")), f"{LIBRARY.name}.{path.stem}"):
+            top = name.split(".")[0]
+            if top and top not in sys.stdlib_module_names and top != LIBRARY.name and not declared & {plain(o) for o in owners.get(top, [top])}:
+                lacking.add(f"{path.name}: {top}")
+    assert not lacking, f"add to pyproject.toml, with a reason in nbs/index.ipynb: {sorted(lacking)}"
+
+
 def test_versions_agree():
     settings = configparser.ConfigParser()
     settings.read(ROOT / "settings.ini")

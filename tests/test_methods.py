@@ -66,3 +66,12 @@ def test_lavila_is_f_phi(line):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: the features must follow the model there")
 def test_on_a_gpu(line):
     trained(line, train=replace(line[2].train, device="auto"))
+
+
+@pytest.mark.parametrize("kind", ["vision+language", "rst+language"])
+def test_links_are_the_wanted_share_of_all_pairs(line, kind):
+    clips, bank, s, phi, rst = line
+    by, above = methods.joint_links(kind, phi, rst, bank, clips, replace(s, links=.1), SEED)
+    ego, exo = (bank.rows(methods.pool(clips, view).clip_id) for view in ("ego", "exo"))
+    assert (by[ego] @ by[exo].T > above).mean() == pytest.approx(.1, abs=.01)
+    assert np.allclose(np.linalg.norm(by[[*ego, *exo]], axis=1), 1, atol=1e-5)

@@ -14,7 +14,6 @@ from viewpoint_rosetta.clips import write_clips
 from viewpoint_rosetta.report import write_report
 from viewpoint_rosetta.views import clip_player, embedding_map, interval_plot, pair_grid, retrieval_grid, rst_path, spread_queries
 
-CHROMIUM = Path('/usr/bin/chromium')
 NASTY = '<img src=x onerror="window.hacked=1">\'"</script><script>window.hacked=1</script>'
 ACTIONS, ROOMS = 4, 3
 
@@ -163,13 +162,12 @@ def test_maps(run):
     assert 'aria-label="&lt;b&gt;"' in interval_plot(pd.DataFrame(dict(method=['m'], value=[0.5], lo=[0.4], hi=[0.6], chance=[0.1])), '<b>')
 
 
-@pytest.mark.skipif(not CHROMIUM.exists(), reason='no Chromium at /usr/bin/chromium')
-def test_in_a_real_browser(run):
+def test_in_a_real_browser(run, chromium):
     sync_playwright = pytest.importorskip('playwright.sync_api').sync_playwright
     folder, clips, z = run
     errors, requests = [], []
     with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=str(CHROMIUM), args=['--no-sandbox', '--disable-dev-shm-usage', '--disable-gpu'])
+        browser = p.chromium.launch(executable_path=chromium, args=['--no-sandbox', '--disable-dev-shm-usage', '--disable-gpu'])
         page = browser.new_page(viewport=dict(width=1280, height=900))
         page.on('console', lambda m: errors.append(m.text) if m.type == 'error' else None)
         page.on('pageerror', lambda e: errors.append(str(e)))

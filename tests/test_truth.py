@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from viewpoint_rosetta import methods
-from viewpoint_rosetta.clips import TRUTH, pool, validate
+from viewpoint_rosetta.clips import HINTS, TRUTH, pool, validate
 from viewpoint_rosetta.features import Bank
 
-HINTS = "success", "phases"  # columns the embedded world adds: they would give the skill away
 ORACLE = [name for name, m in methods.METHODS.items() if m.pseudo == "truth"]
 BLIND = [name for name in methods.METHODS if name not in ORACLE]
 KINDS = [kind for kind in methods.KINDS if kind != "truth"]
@@ -183,13 +182,13 @@ def source(module): return open(find_spec(f"viewpoint_rosetta.{module}").origin,
 
 def words_of(node):
     "The column names that one syntax node could read."
-    if isinstance(node, ast.Attribute): return {node.attr} & {*TRUTH, "TRUTH"}
-    if isinstance(node, ast.Name): return {node.id} & {"TRUTH"}
-    if isinstance(node, ast.alias): return {node.name} & {"TRUTH"}
-    if isinstance(node, ast.Constant) and isinstance(node.value, str): return {node.value} & set(TRUTH)
+    if isinstance(node, ast.Attribute): return {node.attr} & {*TRUTH, *HINTS, "TRUTH", "HINTS"}
+    if isinstance(node, ast.Name): return {node.id} & {"TRUTH", "HINTS"}
+    if isinstance(node, ast.alias): return {node.name} & {"TRUTH", "HINTS"}
+    if isinstance(node, ast.Constant) and isinstance(node.value, str): return {node.value} & {*TRUTH, *HINTS}
     if isinstance(node, ast.Call) and getattr(node.func, "attr", None) in ("query", "eval", "split"):
         texts = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
-        return set(re.findall(r"\w+", " ".join(texts))) & set(TRUTH)
+        return set(re.findall(r"\w+", " ".join(texts))) & {*TRUTH, *HINTS}
     return set()
 
 
@@ -222,7 +221,7 @@ def test_pools_and_synchronized_pairs_are_made_without():
     "clips.label", "row.skill", "clips['object']", "clips[['view', 'label']]", "clips.loc[:, 'skill']",
     "clips.get('object')", "clips.groupby('label')", "getattr(row, 'skill')", "clips.query('label == 1')",
     "clips['label object'.split()]", "clips[list(TRUTH)]", "from viewpoint_rosetta.clips import TRUTH",
-    "clips_module.TRUTH", "f'{row.label}'"])
+    "clips_module.TRUTH", "f'{row.label}'", "clips.success", "clips['phases']"])
 def test_every_way_to_read_one_is_found(leak):
     assert list(readers(f"def f(clips, row):\n    {leak}")) == ["f"] and list(readers(leak)) == [None]
 

@@ -119,6 +119,12 @@ def home() -> Path:
     return Path(cache).expanduser() / "viewpoint_rosetta"
 
 # %% ../nbs/00_artifacts.ipynb #39c0298a
+def _listed(problems: pd.DataFrame) -> pd.DataFrame:
+    "With the columns of a list of problems, typed."
+    types = dict(clip_id=str, file=str, row="Int64", reason=str)
+    return problems.reindex(columns=list(types)).astype(types)
+
+
 class Problems:
     "The bad clips of a run folder, on record in its `problems.parquet`."
 
@@ -131,18 +137,18 @@ class Problems:
         clip_id,  # of the clip that cannot be used, or a list of them
         file,     # the file it came from (one for all, or a list)
         reason,   # what was found and what was expected (one for all, or a list)
+        row=None, # of the manifest, from 1 on (or a list); None: unknown
     ):
         "Put bad clips on record, the same problem once; each call rewrites the file, so give many at once."
-        one = isinstance(clip_id, str)
-        rows = pd.DataFrame(dict(clip_id=clip_id, file=file, reason=reason), index=[0] if one else None).astype(str)
-        rows = pd.concat([self.problems(), rows]).drop_duplicates(ignore_index=True)
+        index = [0] if isinstance(clip_id, str) else None
+        rows = _listed(pd.DataFrame(dict(clip_id=clip_id, file=file, reason=reason, row=row), index=index))
+        rows = pd.concat([self.problems(), rows]).drop_duplicates(["clip_id", "file", "reason"], keep="last", ignore_index=True)
         with atomic(self.folder / "problems.parquet") as tmp: rows.to_parquet(tmp, index=False)
 
-    def problems(self) -> pd.DataFrame:  # clip_id, file, reason
+    def problems(self) -> pd.DataFrame:  # clip_id, file, row, reason
         "All problems on record; an empty table when there are none."
         path = self.folder / "problems.parquet"
-        if path.exists(): return pd.read_parquet(path)
-        return pd.DataFrame(columns=["clip_id", "file", "reason"], dtype=str)
+        return _listed(pd.read_parquet(path) if path.exists() else pd.DataFrame())
 
 # %% ../nbs/00_artifacts.ipynb #f7cadf25
 def code_version(

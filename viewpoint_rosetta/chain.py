@@ -117,10 +117,10 @@ class Steps:
         from viewpoint_rosetta.artifacts import fingerprint
         return fingerprint({k: v for k, v in self.kept(f"{step}.recipe.json").items() if k != "took_s"})[:16]
 
-    def work(self, name: str) -> Path:
-        "Where a training keeps its checkpoint: another place for other choices or code, so that they never meet."
+    def work(self, name: str, *after: str) -> Path:
+        "Where a training keeps its checkpoint: another place for other choices, code or earlier steps, so that they never meet."
         from viewpoint_rosetta.artifacts import code_version, fingerprint
-        return self.folder / ".work" / slug(name) / fingerprint(self.choice, code_version())[:8]
+        return self.folder / ".work" / slug(name) / fingerprint(self.choice, code_version(), [self.recipe(step) for step in after])[:8]
 
 # %% ../nbs/13_chain.ipynb #80355255
 class Line(Steps):
@@ -180,7 +180,7 @@ class Line(Steps):
         from diffusers.utils.logging import disable_progress_bar
         from viewpoint_rosetta.translator import RosettaPipeline
         disable_progress_bar()
-        return RosettaPipeline.from_pretrained(self.folder / "translator" / str(seed))
+        return RosettaPipeline.from_pretrained(self.folder / "translator" / str(seed), local_files_only=True, use_safetensors=True)
 
 # %% ../nbs/13_chain.ipynb #b1c2f2ad
 def told_clips(df) -> str:
@@ -196,7 +196,10 @@ def index(line: Line, manifest, splits=None, skip_bad=False):
     "Manifest -> clips.parquet: every row checked; splits dealt if asked for; bad rows raise, or go on record."
     from viewpoint_rosetta.clips import assign_splits, check_splits, read_clips, write_clips
     def make():
-        df = read_clips(manifest, line.choice.get("root"), line.run.problem if skip_bad else None)
+        bad = set()
+        def leave_out(ids, file, reasons, rows): line.run.problem(ids, file, reasons, rows), bad.update(rows)
+        df = read_clips(manifest, line.choice.get("root"), leave_out if skip_bad else None)
+        df = df.assign(manifest_row=[n for n in range(1, len(df) + len(bad) + 1) if n not in bad])
         if splits: df = assign_splits(df, splits, line.seed)
         write_clips(check_splits(df), line.folder / "clips.parquet")
     if not Path(manifest).is_file(): read_clips(manifest)  # raises, with advice
@@ -266,7 +269,7 @@ def settle_problems(line: Line):
     left = known[~known.clip_id.isin(line.raw.ids)]
     if len(left) < len(known):
         with atomic(path) as tmp: left.to_parquet(tmp, index=False)
-    first = next((f"{p.file}, clip {p.clip_id}: {p.reason}" for p in left.itertuples()), "")
+    first = next((f"{p.file}, row {p.row} of the manifest (clip_id {p.clip_id!r}): {p.reason}" for p in left.itertuples()), "")
     if not len(line.raw): raise ValueError(f"none of the {len(line.table)} clips can be used; the first: {first}")
     if len(left): print(f"  {left.clip_id.nunique()} clips cannot be used and are left out, see {path}; the first: {first}")
 
@@ -301,7 +304,7 @@ def train_phi(line: Line, seed: int):
     whiten(line)
     def make():
         from viewpoint_rosetta import methods
-        work = line.work(f"phi/{seed}")
+        work = line.work(f"phi/{seed}", "whiten")
         phi = methods.train_phi(line.bank, line.blind, line.settings, seed, work, line.progress)
         phi.save_pretrained(line.folder / "phi" / str(seed))
     line.step("phi/{seed}", make, seed=seed)
@@ -313,10 +316,11 @@ def compared(line: Line, phi, rst, seed: int, seconds: float):
     done = t.RST()
     done.pipe, done.seed, done.fit = rst, seed, lambda *args, **kwargs: done
     rivals = {"identity": t.Identity, "nearest": t.Nearest, "ridge": t.Ridge, "MLP": t.MLP, "RST": lambda: done}
-    paired, held = (methods.paired_features(phi, line.bank, line.blind, name)[:2] for name in ("paired", "test"))
+    *paired, pairs = methods.paired_features(phi, line.bank, line.blind)
+    held = methods.paired_features(phi, line.bank, line.blind, "test")[:2]
     if not len(held[0]): raise ValueError("no test clip is seen from both views, so the translator cannot be judged; "
                                           "`rosetta index MANIFEST --splits 0.8 0.1 0.1` deals splits")
-    table = t.compare_translators(paired, held, rivals, (seed,))
+    table = t.compare_translators(paired, held, rivals, (seed,), methods.rooms_of(line.blind, pairs))
     return table.assign(fit_s=table.fit_s.where(table.method != "RST", seconds))
 
 
@@ -359,7 +363,7 @@ def train(line: Line, method: str, seed: int):
         from viewpoint_rosetta.benchmark import evaluate, write_bench
         seen = line.clips if method.startswith("oracle") else line.blind
         encoder = methods.train_method(method, line.bank, seen, line.phi(seed), line.rst(seed), line.settings, seed,
-                                       line.work(name), line.progress)
+                                       line.work(name, f"translator/{seed}"), line.progress)
         rows = evaluate(lambda df: methods.embed(encoder, line.bank, df.clip_id), line.clips, method, seed,
                         line.choice["dataset"])
         if hasattr(encoder, "save_pretrained"): encoder.save_pretrained(where / str(seed))
@@ -414,7 +418,8 @@ def path_map(line: Line, seed: int, test, shown: int = 6):
     some = ego.iloc[::max(1, len(ego) // shown)][:shown]
     z_ego, z_exo = (torch.from_numpy(methods.embed(phi, line.bank, rows.clip_id)) for rows in (some, exo))
     _, path = rst(z_ego, generator=torch.Generator().manual_seed(seed), return_trajectory=True)
-    ridge = translator.Ridge().fit(*methods.paired_features(phi, line.bank, line.blind)[:2])(z_ego)
+    *paired, pairs = methods.paired_features(phi, line.bank, line.blind)
+    ridge = translator.Ridge().fit(*paired, groups=methods.rooms_of(line.blind, pairs))(z_ego)
     write_vectors(line, "path", dict(ids=some.clip_id.tolist(), exo_ids=exo.clip_id.tolist()),
                   z_t=path.z_0[:, :, 0].transpose(0, 1), exo=z_exo, ridge=ridge, identity=z_ego)
 

@@ -264,7 +264,7 @@ def world(args):
 
     Reads   nothing: people, rooms, cameras and mistakes are drawn from the seed.
     Writes  OUT/clips.parquet (a manifest), OUT/videos/*.mp4, OUT/world.json;
-            with --extract also features into the run folder, while it renders.
+            with --depth OUT/geometry/*.npz; with --extract also features into the run folder, while it renders.
     Again   goes on with what is missing; the same seed gives the same bytes.
 
     rosetta world --episodes 100 --seed 3 --out worlds/three      about 100 episodes
@@ -277,7 +277,7 @@ def world(args):
     out = Path(args.out) if args.out else shipped().parent if args.small else home() / "world"
     line = opened(args, "full" if args.full else "world", root=str(out.resolve()), dataset=f"embedded world (seed {s.seed})")
     try:
-        for take in render_world(s, out, args.workers, progress=sys.stderr.isatty()):
+        for take in render_world(s, out, args.workers, args.depth, progress=sys.stderr.isatty()):
             if args.extract: frame_features(line, take_clips(out, take))
     except KeyboardInterrupt as stop:
         stop.add_note(f"stopped while rendering: finished takes are kept in {out}, the others follow")
@@ -292,6 +292,7 @@ def take_clips(out: Path, take: str):
     import pandas as pd
     from viewpoint_rosetta.clips import validate
     df = validate(pd.DataFrame(json.loads((out / "takes" / f"{take}.json").read_text())), take)
+    df["manifest_row"] = None  # the manifest is written when all takes are there
     df.attrs["root"] = str(out.resolve())
     return df
 
@@ -445,6 +446,7 @@ def options(add: dict, world: argparse.ArgumentParser):
     add["world"]("--size", type=int, metavar="PX", help="pixels a side (default 128)")
     add["world"]("--out", metavar="DIR", help="where it goes (default: world in $VR_HOME; --small: its own place)")
     add["world"]("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    add["world"]("--depth", action="store_true", help="also OUT/geometry/*.npz: camera poses, and depth in millimetres")
     add["world"]("--extract", action="store_true", help="take features while it renders, into the run folder")
     add["train"]("--method", required=True, metavar="NAME", help="a row of the table, e.g. ours; an unknown one lists all")
     add["bench"]("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N-1 (default 1)")
@@ -461,7 +463,8 @@ def told(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, OSError) and error.errno:
         text = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-    advice = {errno.ENOENT: "check the path", errno.EACCES: "choose a folder you may write to with --run or VR_HOME"}
+    yours = "choose a folder you may write to with --run or VR_HOME"
+    advice = {errno.ENOENT: "check the path", errno.EACCES: yours, errno.EPERM: yours}
     if type(error) in (FileNotFoundError, PermissionError) and error.filename: text += f"; {advice.get(error.errno)}"
     if is_full(error) and "finished results are kept" not in text:
         text += "; the disk is full: free some space and run the same command again, finished results are kept and reused"

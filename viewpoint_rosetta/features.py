@@ -226,13 +226,14 @@ def plan(
     clips: pd.DataFrame,
     store: FeatureStore,
     chunk: int,  # clips of one video at a time
-) -> list:  # of DataFrames [clip_id, video, start_s, end_s, stamp], each of one video
+) -> list:  # of DataFrames [clip_id, video, start_s, end_s, stamp, row], each of one video
     "What is not in the store yet, sorted by video and time."
     if clips.clip_id.duplicated().any():
         raise StoreError(f"the clip table holds {clips.clip_id[clips.clip_id.duplicated()].iloc[0]!r} twice")
     seconds = [f"{a:.3f}-{b:.3f} s" for a, b in zip(clips.start_s, clips.end_s)]
     stamp = [f"{video} {s}" for video, s in zip(clips.video, seconds)]
-    todo = clips[["clip_id", "video", "start_s", "end_s"]].assign(stamp=stamp)
+    row = clips.get("manifest_row", pd.Series(np.arange(1, len(clips) + 1), clips.index))
+    todo = clips[["clip_id", "video", "start_s", "end_s"]].assign(stamp=stamp, row=row)
     same_source(store, todo.clip_id, todo.stamp)
     groups = (g.sort_values("start_s") for _, g in todo[~todo.clip_id.isin(store.ids)].groupby("video"))
     return [g[i:i + chunk] for g in groups for i in range(0, len(g), chunk)]
@@ -274,7 +275,7 @@ class Sink:
         self.done = []  # (clip_id, stamp, (T,G,D) array)
 
     def skip(self, clip, reason):
-        self.on_problem(clip.clip_id, clip.video, str(reason))
+        self.on_problem(clip.clip_id, clip.video, str(reason), clip.row)
         self.bar.update()
 
     def forward(self, waiting: list):  # [(clip, (T,3,S,S))]
@@ -294,9 +295,9 @@ class Sink:
         self.done = []
 
 # %% ../nbs/04_features.ipynb #1086100f
-def warn(clip_id, file, reason):
+def warn(clip_id, file, reason, row):
     "Say which clip is left out, and why."
-    warnings.warn(f"skipped {clip_id} of {file}: {reason}", stacklevel=2)
+    warnings.warn(f"skipped row {row}, {clip_id} of {file}: {reason}", stacklevel=2)
 
 
 def extract(
@@ -305,7 +306,7 @@ def extract(
     store: FeatureStore,      # gets one row (T, cells, dim) per clip; ids already there are skipped
     frames: int = 8,          # T, at the middles of equal parts of the clip
     batch: int | None = None, # frames a forward pass; None: as many as the backbone likes (16 on a CPU, for its caches)
-    on_problem=warn,          # called with (clip_id, file, reason) for a clip that cannot be used
+    on_problem=warn,          # called with (clip_id, file, reason, row) for a clip that cannot be used; the first row is 1
     workers: int = 2,         # decoding threads
     every: int = 256,         # clips between two writes: what a kill can cost
     progress: bool = True,    # a bar with rate and time left

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHODS', 'KINDS', 'fast_precision', 'LineSettings', 'full_settings', 'demo_settings', 'Method', 'training_pairs',
            'present', 'embed', 'text_objective', 'pair_objective', 'sum_l_objective', 'train_phi', 'paired_features',
-           'train_rst', 'pseudo_pairs', 'rst_links', 'true_pairs', 'train_method']
+           'train_rst', 'rooms_of', 'pseudo_pairs', 'joint_links', 'true_pairs', 'train_method']
 
 # %% ../nbs/10_methods.ipynb #ab7adeff
 from dataclasses import dataclass, field, replace
@@ -47,7 +47,7 @@ class LineSettings:
     rst: RSTSettings = field(default_factory=RSTSettings)
     match: MatchSettings = field(default_factory=lambda: MatchSettings(k=5, calibrate="csls", text_weight=.3))  # no hubs; five partners cover more
     link: float = .4             # SUM-L: narration similarity from which two clips are linked
-    links: float = .02           # RST links: share of all pairs of an unpaired ego and an unpaired exo clip that count as links
+    links: float = .02           # rows with joint links: share of all pairs of an unpaired ego and an unpaired exo clip that are linked
     in_view: float = 0.          # SUM-L: weight of the alignment inside each view; more of it cost points on validation rooms
     paired_share: float = .5     # share of synchronized pairs in a batch that also holds pseudo-pairs
     vs_steps: int = 4            # denoising steps of a translation inside L_vs: it is asked for at every training step
@@ -69,7 +69,8 @@ def demo_settings() -> LineSettings:
 class Method:
     "A row of the table: which pairs it learns from and with which terms."
     name: str
-    pseudo: str | None = None    # kind of pseudo-pairs, None: synchronized pairs only
+    pseudo: str | None = None    # who chooses the partners of unpaired clips; None: synchronized pairs only
+    linked: bool = False         # the partners are all clips of the batch that are alike enough (SUM-L); else the best few of the pool
     text: bool = True            # video-text contrast (L_vt)
     soft: bool = False           # pseudo-pairs weighted by the likeness of their narrations (soft alignment)
     synthetic: bool = False      # contrast with the translation of the own feature (L_vs)
@@ -83,10 +84,11 @@ class Method:
 
 METHODS = {m.name: m for m in (
     Method("frozen"), Method("LaViLa*"), Method("Random Align", "random", lambda_1=.3), Method("VI Encoder", text=False),
-    Method("SUM-L", lambda_1=.3), Method("paired + text", lambda_1=.7), Method("language pairs", "language", soft=True),
+    Method("SUM-L", "language", linked=True, lambda_1=.3), Method("paired + text", lambda_1=.7), Method("language pairs", "language", soft=True),
     Method("ours w/o RST", "vision+language", soft=True, lambda_1=.3),
     Method("ours w/o soft alignment", "rst+language", synthetic=True, lambda_1=.3),
-    Method("ours", "rst+language", soft=True, synthetic=True, lambda_1=.3), Method("RST links", lambda_1=.3), Method("oracle pairs", "truth", lambda_1=.3))}
+    Method("ours", "rst+language", soft=True, synthetic=True, lambda_1=.3), Method("links w/o RST", "vision+language", linked=True, lambda_1=.3),
+    Method("RST links", "rst+language", linked=True, lambda_1=.3), Method("oracle pairs", "truth", lambda_1=.3))}
 
 # %% ../nbs/10_methods.ipynb #163b2aa4
 def training_pairs(clips: pd.DataFrame, bank) -> pd.DataFrame:
@@ -232,8 +234,13 @@ def paired_features(phi, bank, clips, which: str = "paired"):
 def train_rst(phi, bank, clips, s: LineSettings = LineSettings(), seed: int = 0, progress: bool = True) -> RosettaPipeline:
     "The translator on synchronized training pairs; a scene stays on one side of its inner validation split."
     z_ego, z_exo, pairs = paired_features(phi, bank, clips)
+    return train_translator(z_ego, z_exo, s.rst, seed, progress, rooms_of(clips, pairs))
+
+
+def rooms_of(clips: pd.DataFrame, pairs: pd.DataFrame):
+    "(N,) the room of every pair, which inner validation must not split; None if some are unknown."
     scene = clips.set_index("clip_id").scene.reindex(pairs.ego)
-    return train_translator(z_ego, z_exo, s.rst, seed, progress, None if scene.isna().any() else scene.to_numpy())
+    return None if scene.isna().any() else scene.to_numpy()
 
 # %% ../nbs/10_methods.ipynb #4ec54f6a
 KINDS = ("random", "language", "vision", "rst", "vision+language", "rst+language")
@@ -265,7 +272,8 @@ def _sides(translated: bool, phi, rst, bank, clips, seed):
     return ego, zhat, bank.text[bank.rows(ego)], exo, embed(phi, bank, exo), bank.text[bank.rows(exo)]
 
 
-def rst_links(
+def joint_links(
+    kind: str,       # 'rst+language' or 'vision+language'
     phi, rst,        # f_phi and the translator
     bank, clips,     # features; the clip table (its truth is not read)
     s: LineSettings = LineSettings(),
@@ -273,7 +281,7 @@ def rst_links(
     looked_at: int = 2000,  # clips of either side by which the threshold is set: memory stays bounded
 ) -> tuple:          # float32 (rows of the bank, D + E), unit rows for unpaired clips, else zeros; cosine of a link
     "h of Sec. 3.3 for every unpaired clip, and the cosine above which a share `s.links` of their pairs lies."
-    ego, zhat, e_ego, exo, z_exo, e_exo = _sides(True, phi, rst, bank, clips, seed)
+    ego, zhat, e_ego, exo, z_exo, e_exo = _sides("rst" in kind, phi, rst, bank, clips, seed)
     h_ego, h_exo = (joint(z, e, s.match.text_weight).numpy() for z, e in ((zhat, e_ego), (z_exo, e_exo)))
     by, some = np.zeros((len(bank), h_ego.shape[1]), np.float32), np.random.default_rng(seed)
     by[bank.rows(ego)], by[bank.rows(exo)] = h_ego, h_exo
@@ -317,12 +325,12 @@ def train_method(
     if name == "frozen": return "frozen"
     if name == "LaViLa*": return phi
     truth, clips = clips, hide_truth(clips)
-    if pairs is None and m.pseudo:
+    if pairs is None and m.pseudo and not m.linked:
         pairs = true_pairs(truth, bank, s.match.k, seed) if m.pseudo == "truth" else pseudo_pairs(m.pseudo, phi, rst, bank, clips, s, seed)
     real = training_pairs(clips, bank)
-    if name in ("SUM-L", "RST links"):
+    if m.linked:
         unpaired = (present(pool(clips, v), bank) for v in ("ego", "exo"))
-        how = rst_links(phi, rst, bank, clips, s, seed) if name == "RST links" else ()
+        how = () if m.pseudo == "language" else joint_links(m.pseudo, phi, rst, bank, clips, s, seed)
         objective = sum_l_objective(bank, real, *unpaired, s, seed, *how, method=m)
     else: objective = pair_objective(bank, real, pairs, m, s, seed, rst, phi)
     model = _fresh(s, bank, seed)

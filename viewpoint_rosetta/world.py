@@ -169,10 +169,11 @@ def _mark(take: str, out: str | Path) -> Path:
     return Path(out) / "takes" / f"{take}.json"
 
 
-def _whole(episodes: list[dict], s: WorldSettings, out: Path) -> bool:
-    "Whether a take's rows and videos are there."
-    take, cameras = episodes[0]["take"], take_cameras(s, episodes[0]["pool"])
-    return all(p.exists() for p in [_mark(take, out), *(out / "videos" / f"{take}_{c}.mp4" for c in cameras)])
+def _whole(episodes: list[dict], s: WorldSettings, out: Path, depth: bool) -> bool:
+    "Whether a take's rows, videos and, if asked for, geometry are there."
+    take, kinds = episodes[0]["take"], ["videos/{}.mp4", "geometry/{}.npz"][:1 + depth]
+    made = [out / kind.format(f"{take}_{c}") for c in take_cameras(s, episodes[0]["pool"]) for kind in kinds]
+    return all(p.exists() for p in [_mark(take, out), *made])
 
 # %% ../nbs/01_world.ipynb #b1e9b433
 def _finish_all(todo: dict, s: WorldSettings, out: Path, workers: int, depth: bool) -> Iterator[str]:
@@ -205,7 +206,7 @@ def render_world(
     out = Path(out)
     _same_settings(s, out)
     takes = {t: g.to_dict("records") for t, g in plan(s).groupby("take", sort=False)}
-    todo = {t: e for t, e in takes.items() if not _whole(e, s, out)}
+    todo = {t: e for t, e in takes.items() if not _whole(e, s, out, depth)}
     done = [t for t in takes if t not in todo]
     counts = dict(total=sum(map(len, takes.values())), initial=sum(len(takes[t]) for t in done))
     with tqdm(**counts, unit="episode", desc="render", disable=not progress) as bar:
