@@ -6,14 +6,11 @@
 __all__ = ['STORAGES', 'ANSWERS', 'RECORDS', 'WRAPPERS', 'Refused', 'Name', 'Record', 'Stored', 'Interpreter', 'Unpickler',
            'flatten', 'weights_of', 'Checkpoint', 'read_checkpoint', 'KeyReport', 'load_weights']
 
-# %% ../nbs/03_checkpoints.ipynb #1a5fc90b
-import math
-import os
+# %% ../nbs/03_checkpoints.ipynb #7fa1d912
 import pickletools
 import re
 import reprlib
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -102,13 +99,13 @@ ANSWERS = {
 }
 RECORDS = re.compile(r"argparse\.Namespace|parse_config\w*\.ConfigParser|types\.SimpleNamespace")  # read as data
 
-# %% ../nbs/03_checkpoints.ipynb #7549161d
+# %% ../nbs/03_checkpoints.ipynb #2249db6a
 class Interpreter:
     "Runs the instructions of one pickle over plain data and stand-ins; raises Refused with the name of what it refuses."
     EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple, "EMPTY_SET": set}
     FIXED = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
     PUSHES = {op.name for op in pickletools.opcodes if op.arg and re.search("INT|LONG|FLOAT|STRING|BYTES|UNICODE", op.name)
-              and "BUFFER" not in op.name}
+              and not re.search("BUFFER|PUT|GET", op.name)}
 
     def __init__(self,
         records: re.Pattern = RECORDS,  # class names that are read as data
@@ -125,6 +122,7 @@ class Interpreter:
                 else: getattr(self, f"op_{op.name}")(arg)
             except (IndexError, KeyError, TypeError, AttributeError, UnicodeError) as e:
                 raise ValueError(f"broken pickle: {op.name} at byte {at} ({type(e).__name__}: {e})") from e
+        if not self.stack: raise ValueError("broken pickle: it ends with nothing")
         return self.stack[-1]
 
     def top(self) -> list:  # what lies above the last mark

@@ -45,7 +45,7 @@ class DividedAttention(nn.Module):
         y = y.unflatten(0, (len(x), -1)).permute(back).flatten(2, 3)                    # (B,h,f*n,d)
         return self.proj(torch.cat([cls, y], 2).transpose(1, 2).flatten(2))
 
-# %% ../nbs/03_timesformer.ipynb #223eef9c
+# %% ../nbs/03_timesformer.ipynb #3a83bd18
 @dataclass(frozen=True)
 class TimeSformerSettings:
     "LaViLa's layout; EgoVLP's differs in four fields."
@@ -59,6 +59,7 @@ class TimeSformerSettings:
     ln_pre: bool = True          # CLIP's norm before the first block; EgoVLP has none
     patch_bias: bool = False     # CLIP's patch embedding has none; EgoVLP's has one
     layout: str = "BCTHW"        # axes of the input; EgoVLP: BTCHW
+    eps: float = 1e-6            # of the LayerNorms in blocks and at the end, in both peers; ln_pre has 1e-5
 
     def __post_init__(self):
         if self.size % self.patch or self.width % self.heads:
@@ -69,7 +70,7 @@ class TimeSformerSettings:
 
 EGOVLP = dict(frames=16, act="gelu", ln_pre=False, patch_bias=True, layout="BTCHW")
 
-# %% ../nbs/03_timesformer.ipynb #507cb8fa
+# %% ../nbs/03_timesformer.ipynb #b9655601
 class Mlp(nn.Module):
     "Two linear layers, four times as wide between."
 
@@ -83,9 +84,9 @@ class Mlp(nn.Module):
 class SpaceTimeBlock(nn.Module):
     "Time attention, space attention, MLP; the time result acts through space attention only."
 
-    def __init__(self, width: int, heads: int, act: str):
+    def __init__(self, width: int, heads: int, act: str, eps: float = 1e-6):
         super().__init__()
-        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width, eps=1e-6) for _ in range(3))
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width, eps=eps) for _ in range(3))
         self.attn, self.timeattn, self.mlp = DividedAttention(width, heads), DividedAttention(width, heads), Mlp(width, act)
 
     def forward(self, x: Tensor, f: int) -> Tensor:  # (B,1+f*n,W)
@@ -93,7 +94,7 @@ class SpaceTimeBlock(nn.Module):
         x = x + self.attn(self.norm1(x + t), f, "space")
         return x + self.mlp(self.norm2(x))
 
-# %% ../nbs/03_timesformer.ipynb #d853e457
+# %% ../nbs/03_timesformer.ipynb #9cd65d8f
 class TimeSformer(nn.Module):
     "SpaceTimeTransformer of LaViLa and EgoVLP: a clip to the state of its CLS token."
 
@@ -106,8 +107,8 @@ class TimeSformer(nn.Module):
         self.pos_embed = nn.Parameter(.02 * torch.randn(1, 1 + (s.size // s.patch) ** 2, s.width))
         self.temporal_embed = nn.Parameter(torch.zeros(1, s.frames, s.width))
         self.ln_pre = nn.LayerNorm(s.width, eps=1e-5) if s.ln_pre else nn.Identity()
-        self.blocks = nn.ModuleList([SpaceTimeBlock(s.width, s.heads, s.act) for _ in range(s.depth)])
-        self.norm = nn.LayerNorm(s.width, eps=1e-6)
+        self.blocks = nn.ModuleList([SpaceTimeBlock(s.width, s.heads, s.act, s.eps) for _ in range(s.depth)])
+        self.norm = nn.LayerNorm(s.width, eps=s.eps)
         for b in self.blocks:  # silent: value 0, so the output is the bias, 0
             for p, value in ((b.timeattn.qkv.weight, 0), (b.timeattn.qkv.bias, 0), (b.timeattn.proj.weight, 1), (b.timeattn.proj.bias, 0)):
                 nn.init.constant_(p, value)
