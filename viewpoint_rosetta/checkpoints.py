@@ -194,7 +194,7 @@ class Unpickler(_Containers):
         if what != "storage" or kind not in STORAGES: raise Refused(f"a storage of {reprlib.repr(kind)}")
         self.stack.append((STORAGES[kind], str(key), numel))
 
-# %% ../nbs/03_checkpoints.ipynb #9ed9710a
+# %% ../nbs/03_checkpoints.ipynb #307561e0
 class _Archive:
     "The zip that torch.save or torch.jit.save wrote."
 
@@ -217,7 +217,8 @@ class _Archive:
     def tensor(self, t: Stored) -> Tensor:
         if t.key not in self.cache:
             raw = self.read(f"data/{t.key}")
-            if len(raw) != t.numel * t.dtype.itemsize: raise ValueError(f"storage {t.key!r}: {len(raw)} bytes, expected {t.numel} × {t.dtype}")
+            if len(raw) != t.numel * t.dtype.itemsize:
+                raise ValueError(f"storage {t.key!r}: {len(raw)} bytes, expected {t.numel} × {t.dtype}")
             self.cache[t.key] = torch.frombuffer(bytearray(raw), dtype=t.dtype) if raw else torch.empty(0, dtype=t.dtype)
         if self.cache[t.key].dtype != t.dtype: raise ValueError(f"storage {t.key!r} read as two types")
         return self.cache[t.key].as_strided(t.shape, t.stride, t.offset)

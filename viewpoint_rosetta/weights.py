@@ -26,7 +26,7 @@ from .encoders import DualEncoder, timm_model
 from .timesformer import (EGOVLP, DualSettings, EgoVLPEncoder, TimeSformer, TimeSformerSettings, VideoTextEncoder,
                                            clip_to_timesformer, resize_time)
 
-# %% ../nbs/03_weights.ipynb #9bf3f9bb
+# %% ../nbs/03_weights.ipynb #b0497838
 CLIP_STD = (68.5005327, 66.6321579, 70.3231630)
 
 
@@ -46,10 +46,12 @@ class Preprocessing:
         if x.ndim != 5 or x.shape[-1] != 3 or x.dtype != torch.uint8:
             raise ValueError(f"expected uint8 frames (T,H,W,3) or (B,T,H,W,3), got {x.dtype} {tuple(x.shape)}")
         if x.shape[1] > self.frames:
-            raise ValueError(f"{x.shape[1]} frames a clip, the weights know {self.frames}: sample fewer, or load them with frames={x.shape[1]}")
+            raise ValueError(f"{x.shape[1]} frames a clip, the weights know {self.frames}: "
+                             f"sample fewer, or load them with frames={x.shape[1]}")
         b, (h, w), s = len(x), x.shape[2:4], self.size
         x = x.flatten(0, 1).permute(0, 3, 1, 2).float()                        # (B*T,3,H,W)
-        if min(h, w) != s: x = F.interpolate(x, (max(s, round(h * s / min(h, w))), max(s, round(w * s / min(h, w)))), mode="bilinear", antialias=True)
+        scaled = [max(s, round(side * s / min(h, w))) for side in (h, w)]
+        if min(h, w) != s: x = F.interpolate(x, scaled, mode="bilinear", antialias=True)
         top, left = (x.shape[2] - s) // 2, (x.shape[3] - s) // 2
         x = x[:, :, top:top + s, left:left + s]
         mean, std = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (self.mean, self.std))
@@ -59,12 +61,13 @@ class Preprocessing:
 
 PREPROCESSING = {  # by where the weights came from
     "lavila": dict(),
-    "egovlp": dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), frames=16, layout="BTCHW"),  # ImageNet's
+    "egovlp": dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), frames=16, layout="BTCHW"),  # ImageNet
     "clip": dict(mean=(122.7709383, 116.7460125, 104.0936748), std=CLIP_STD)}
 
-# %% ../nbs/03_weights.ipynb #1b1fca44
+# %% ../nbs/03_weights.ipynb #904bea6f
 SIGNS = {"lavila": ("visual.temporal_embed", "image_projection"), "egovlp": ("video_model.temporal_embed", "vid_proj.0.weight"),
-         "clip": ("visual.conv1.weight", "visual.class_embedding"), "timm": ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "cls_token")}
+         "clip": ("visual.conv1.weight", "visual.class_embedding"),
+         "timm": ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "cls_token")}
 
 
 def identify(tensors: dict) -> str:
@@ -89,7 +92,8 @@ def video_settings(
     "The tower's sizes, read off its tensors."
     width, _, patch, _ = tensors["patch_embed.proj.weight"].shape
     side = math.isqrt(tensors["pos_embed"].shape[1] - 1)
-    if side * side != tensors["pos_embed"].shape[1] - 1: raise ValueError(f"pos_embed {tuple(tensors['pos_embed'].shape)}: not CLS and a square of patches")
+    if side * side != tensors["pos_embed"].shape[1] - 1:
+        raise ValueError(f"pos_embed {tuple(tensors['pos_embed'].shape)}: not CLS and a square of patches")
     frames = frames or (tensors["temporal_embed"].shape[1] if "temporal_embed" in tensors else 4)
     return TimeSformerSettings(side * patch, patch, width, _depth(tensors, r"blocks\.(\d+)\."), heads or max(1, width // 64), frames,
                                ln_pre="ln_pre.weight" in tensors, patch_bias="patch_embed.proj.bias" in tensors, **kw)
@@ -124,7 +128,7 @@ def _dual_settings(tensors: dict, video: TimeSformerSettings, out: int, heads: i
     return DualSettings(video, out, width, heads or max(1, width // 64), _depth(tensors, r"transformer\.resblocks\.(\d+)\."),
                         len(tensors["positional_embedding"]), vocab)
 
-# %% ../nbs/03_weights.ipynb #51443a2e
+# %% ../nbs/03_weights.ipynb #7d69f2f8
 def load_lavila(tensors: dict, frames: int | None, heads: int | None, strict: bool) -> tuple:  # (model, report)
     "LaViLa's dual encoder; a longer time table is stretched linearly."
     video = video_settings(_under(tensors, "visual."), frames, heads)
@@ -136,7 +140,8 @@ def load_egovlp(tensors: dict, frames: int | None, heads: int | None, strict: bo
     "EgoVLP's dual encoder; a longer time table is filled with zeros, as there."
     video = video_settings(_under(tensors, "video_model."), frames, heads, act=EGOVLP["act"], layout=EGOVLP["layout"])
     words, places = (tensors[f"text_model.embeddings.{k}_embeddings.weight"] for k in ("word", "position"))
-    text = dict(vocab_size=len(words), dim=words.shape[1], max_position_embeddings=len(places), n_heads=heads or max(1, words.shape[1] // 64),
+    text = dict(vocab_size=len(words), dim=words.shape[1], max_position_embeddings=len(places),
+                n_heads=heads or max(1, words.shape[1] // 64),
                 n_layers=_depth(tensors, r"text_model\.transformer\.layer\.(\d+)\."),
                 hidden_dim=len(tensors["text_model.transformer.layer.0.ffn.lin1.weight"]))
     model = EgoVLPEncoder(video, len(tensors["vid_proj.0.weight"]), text)
@@ -152,20 +157,21 @@ def load_clip(tensors: dict, frames: int | None, heads: int | None, strict: bool
     if out in (None, own): theirs["image_projection"] = tensors["visual.proj"]
     else: del theirs["text_projection"]
     model = VideoTextEncoder(_dual_settings(tensors, video_settings(_under(theirs, "visual."), frames, heads), out or own, heads))
-    return model, load_weights(model, theirs, strict=strict, ignore=r"input_resolution|context_length|vocab_size|.*attn_mask",
-                               fresh=r"visual\.(temporal_embed|blocks\.\d+\.(timeattn|norm3)\..+)" + r"|(image|text)_projection" * (out not in (None, own)))
+    fresh = r"visual\.(temporal_embed|blocks\.\d+\.(timeattn|norm3)\..+)" + r"|(image|text)_projection" * (out not in (None, own))
+    return model, load_weights(model, theirs, strict=strict, fresh=fresh, ignore=r"input_resolution|context_length|vocab_size|.*attn_mask")
 
 
 LOADERS = {"lavila": load_lavila, "egovlp": load_egovlp, "clip": load_clip}
 
-# %% ../nbs/03_weights.ipynb #c6f29817
+# %% ../nbs/03_weights.ipynb #7d321010
 def load_timm(
     vit: nn.Module,     # timm's VisionTransformer
     frames: int = 4,
     strict: bool = True,
 ) -> tuple:  # (TimeSformer, report)
     "A plain ViT as a film encoder: time starts silent; activation and epsilon are the ViT's own."
-    if type(vit).__name__ != "VisionTransformer": raise ValueError(f"expected one of timm's plain ViTs (vit_*), got {type(vit).__name__}")
+    if type(vit).__name__ != "VisionTransformer":
+        raise ValueError(f"expected one of timm's plain ViTs (vit_*), got {type(vit).__name__}")
     tensors = {k.replace("norm_pre.", "ln_pre."): v for k, v in vit.state_dict().items()}
     if "cls_token" not in tensors: raise ValueError("this ViT has no CLS token, which TimeSformer reads; choose one that has")
     block = vit.blocks[0]
@@ -174,7 +180,7 @@ def load_timm(
     if isinstance(model.ln_pre, nn.LayerNorm): model.ln_pre.eps = vit.norm_pre.eps
     return model, load_weights(model, tensors, strict=strict, fresh=r"temporal_embed|blocks\.\d+\.(timeattn|norm3)\..+", ignore=r"head\..+")
 
-# %% ../nbs/03_weights.ipynb #a1c0b6d9
+# %% ../nbs/03_weights.ipynb #77fbe7af
 def from_pretrained(
     path: str | Path,            # checkpoint file, folder saved by save_pretrained, or "timm:NAME"
     frames: int | None = None,   # frames a clip; None: as in the file (CLIP, timm: 4)
@@ -196,7 +202,8 @@ def from_pretrained(
     kind = identify(file.tensors)
     if kind == "timm": raise ValueError(f"{path} holds a single ViT: its names do not tell its activation. Build the timm model, load the "
                                         "file into it and give it to load_timm")
-    if out is not None and kind != "clip": raise ValueError(f"out={out} is for CLIP's weights; {path} holds {kind}, whose projections are trained")
+    if out is not None and kind != "clip":
+        raise ValueError(f"out={out} is for CLIP's weights; {path} holds {kind}, whose projections are trained")
     model, report = LOADERS[kind](file.tensors, frames, heads, strict, **({"out": out} if kind == "clip" else {}))
     video = getattr(model, "visual", None) or model.video_model
     pre = Preprocessing(**PREPROCESSING[kind] | dict(size=video.settings.size, frames=video.settings.frames))
@@ -204,7 +211,7 @@ def from_pretrained(
     notes = {k: v for k, v in {"epoch": file.rest.get("epoch"), "model": args.get("model"), "format": file.format}.items() if v is not None}
     return Pretrained(model.eval(), pre, report, kind, LICENCES[kind], notes)
 
-# %% ../nbs/03_weights.ipynb #b8ca275e
+# %% ../nbs/03_weights.ipynb #178e882b
 CLASSES = {"VideoTextEncoder": lambda c: VideoTextEncoder(DualSettings(**c | {"video": TimeSformerSettings(**c["video"])})),
            "EgoVLPEncoder": lambda c: EgoVLPEncoder(TimeSformerSettings(**c["video"]), c["out"], c["text"]),
            "TimeSformer": lambda c: TimeSformer(TimeSformerSettings(**c))}
@@ -233,7 +240,8 @@ def load_folder(folder: str | Path) -> Pretrained:
     if "dim_in" in config:
         model = DualEncoder.from_pretrained(folder)
         return Pretrained(model, None, KeyReport(tuple(model.state_dict())), "ours", "as its training data and backbone")
-    if config.get("model") not in CLASSES: raise ValueError(f"{folder / 'config.json'}: unknown model {config.get('model')!r}; known are {', '.join(CLASSES)}")
+    if config.get("model") not in CLASSES:
+        raise ValueError(f"{folder / 'config.json'}: unknown model {config.get('model')!r}; known are {', '.join(CLASSES)}")
     model = CLASSES[config["model"]](config["settings"])
     report = load_weights(model, load_file(folder / "model.safetensors"))
     pre = config["preprocessing"]
@@ -267,7 +275,7 @@ def apart(a: tuple, b: tuple) -> float:
     "Largest difference of two fingerprints; below 1e-3 it is the same function."
     return max(abs(x - y) for x, y in zip(a, b, strict=True))
 
-# %% ../nbs/03_weights.ipynb #896b8ee7
+# %% ../nbs/03_weights.ipynb #b562f872
 @torch.no_grad()
 def outputs(loaded: Pretrained) -> dict:  # name -> (D,) float32
     "What the model says to the built-in film, and to a row of ids from a rule."
@@ -291,11 +299,12 @@ def verify_text(
     "What a checkpoint is, in words: architecture, parameters, preprocessing, licence, key report, fingerprint of its outputs."
     loaded = from_pretrained(path, **kw)
     settings = loaded.model.settings if isinstance(loaded.model.settings, dict) else asdict(loaded.model.settings)
-    flat = {f"{k}.{j}": w for k, v in settings.items() if isinstance(v, dict) for j, w in v.items()} | {k: v for k, v in settings.items() if not isinstance(v, dict)}
+    nested = {f"{k}.{j}": w for k, v in settings.items() if isinstance(v, dict) for j, w in v.items()}
+    flat = nested | {k: v for k, v in settings.items() if not isinstance(v, dict)}
     rows = {"checkpoint": Path(path).name, "kind": " ".join([loaded.kind, *(f"{k}={v}" for k, v in loaded.notes.items())]),
             "architecture": f"{type(loaded.model).__name__}: " + ", ".join(f"{k} {v}" for k, v in flat.items()),
             "parameters": f"{sum(p.numel() for p in loaded.model.parameters()):,}",
-            "preprocessing": "features of a frozen backbone" if loaded.preprocessing is None else str(loaded.preprocessing).partition("(")[2][:-1],
+            "preprocessing": str(loaded.preprocessing or "(features of a frozen backbone)").partition("(")[2][:-1],
             "licence": loaded.licence, "tensors": str(loaded.report)}
     for name, v in outputs(loaded).items():
         rows[f"{name} fingerprint"] = " ".join(f"{x:+.4f}" for x in fingerprint_of(v)) + f"   (of {len(v)} numbers)"
