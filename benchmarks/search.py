@@ -46,6 +46,9 @@ TRIALS += [(f"its best{more}", row, change | dict(loss=dict(lambda_1=.3) | loss)
 TRIALS += [(f"lambda_1 .7, same_narration {v}", "paired + text", dict(loss=dict(lambda_1=.7, same_narration=v))) for v in (.8, .6)]
 TRIALS += [("its best, lambda_1 .3, lambda_2 .5", "ours", BEST["ours"] | dict(loss=dict(lambda_1=.3, lambda_2=.5))),
            ("its best, lambda_1 .3, link .5", "SUM-L", BEST["SUM-L"] | dict(link=.5, loss=dict(lambda_1=.3)))]
+TRIALS += [(f"lambda_1 .3, in view 0, text {text}, links {links}", "RST links",
+            dict(match=dict(text_weight=text), links=links, in_view=0., loss=dict(lambda_1=.3)))
+           for text, links in ((.3, .02), (.5, .02), (.7, .02), (.3, .01), (.3, .04))]
 
 
 def key(*what) -> str: return hashlib.sha1(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]

@@ -469,6 +469,14 @@ def test_a_defect_is_called_one_and_debug_shows_it(line, manifest, tmp_path, cap
         cli.main([*words_of("index", manifest, tmp_path / "run"), "--debug"])
 
 
+def test_verify_reads_a_checkpoint_and_refuses_a_file_that_is_none(tmp_path, capsys):
+    (tmp_path / "bad.pth").write_text("not a checkpoint")
+    refused(capsys, ["verify", tmp_path / "bad.pth"], "bad.pth", "neither a zip")
+    encoders.DualEncoder(stub_methods.LineSettings().encoder).save_pretrained(tmp_path / "phi")
+    assert cli.main(["verify", str(tmp_path / "phi")]) == 0
+    assert all(word in capsys.readouterr().out for word in ("DualEncoder", "parameters", "video fingerprint"))
+
+
 # ---- the world
 
 def test_world_features_while_it_renders(line, tmp_path, monkeypatch, capsys):

@@ -7,7 +7,7 @@ __all__ = ['SHOWN', 'GAP', 'COMMANDS', 'LINE', 'bench_text', 'translator_text', 
            'within_takes', 'window_retrieval', 'two_views', 'translate_own', 'retrieval_text', 'parsed_changes',
            'opened', 'shipped_line', 'rows_of', 'walk', 'demo', 'own', 'world', 'take_clips', 'index_command',
            'extract_command', 'translator_command', 'match_command', 'train_command', 'bench_command', 'report_command',
-           'common', 'parser', 'options', 'is_full', 'told', 'mendable', 'say', 'main']
+           'verify_command', 'common', 'parser', 'options', 'is_full', 'told', 'mendable', 'say', 'main']
 
 # %% ../nbs/13_cli.ipynb #115c9c80
 import argparse
@@ -394,9 +394,20 @@ def report_command(args):
     print(f"report: {page(line, seeds, line.kept('facts.json').get('note', ''))}")
 
 # %% ../nbs/13_cli.ipynb #2fd75f29
+def verify_command(args):
+    """Say what a checkpoint holds, without running anything in it: architecture, size, preprocessing, licence, fingerprint.
+
+    Reads   CHECKPOINT: a file or folder of LaViLa, EgoVLP, CLIP or this project, or timm:NAME.
+    Writes  nothing.
+
+    rosetta verify lavila.pth"""
+    from viewpoint_rosetta.weights import verify_text
+    print(verify_text(args.checkpoint))
+
+
 COMMANDS = {"demo": demo, "world": world, "index": index_command, "extract": extract_command,
             "train-translator": translator_command, "match": match_command, "train": train_command,
-            "bench": bench_command, "report": report_command}
+            "bench": bench_command, "report": report_command, "verify": verify_command}
 LINE = ("From ego and exo video to a benchmark of view-invariant features, step by step. Each step keeps its result in the "
         "run folder and is done again only when something it depends on changed.")
 
@@ -448,6 +459,7 @@ def options(add: dict, world: argparse.ArgumentParser):
     add["world"]("--workers", type=int, metavar="N", help="processes (default: one per core)")
     add["world"]("--depth", action="store_true", help="also OUT/geometry/*.npz: camera poses, and depth in millimetres")
     add["world"]("--extract", action="store_true", help="take features while it renders, into the run folder")
+    add["verify"]("checkpoint", metavar="CHECKPOINT", help="a file or folder of weights")
     add["train"]("--method", required=True, metavar="NAME", help="a row of the table, e.g. ours; an unknown one lists all")
     add["bench"]("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N-1 (default 1)")
     add["bench"]("--methods", metavar="A,B", help="some rows of the table only")
