@@ -474,7 +474,8 @@ def test_verify_reads_a_checkpoint_and_refuses_a_file_that_is_none(tmp_path, cap
     refused(capsys, ["verify", tmp_path / "bad.pth"], "bad.pth", "neither a zip")
     encoders.DualEncoder(stub_methods.LineSettings().encoder).save_pretrained(tmp_path / "phi")
     assert cli.main(["verify", str(tmp_path / "phi")]) == 0
-    assert all(word in capsys.readouterr().out for word in ("DualEncoder", "parameters", "video fingerprint"))
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("DualEncoder", "parameters", "video fingerprint"))
 
 
 # ---- the world

@@ -58,10 +58,9 @@ def has_error(cell) -> bool:
 
 
 def unfinished(notebook):
-    "The last code cell that began: a timeout or a dead kernel writes no error into it."
+    "The first code cell that did not end: a timeout or a dead kernel writes no error into it."
     code = [c for c in notebook.cells if c.cell_type == "code"]
-    return max((c for c in code if "iopub.execute_input" in c.metadata.get("execution", {})), default=code[0],
-               key=lambda c: c.metadata.execution["iopub.execute_input"])
+    return next((c for c in code if "shell.execute_reply" not in c.metadata.get("execution", {})), code[-1])
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -93,7 +93,7 @@ def line(clips, bank, s, names) -> dict:
     scale = {f"scale.{k}": v for k, v in weights(rst.scale).items()}
     out = {"f_phi": weights(phi) | dict(z_ego=z_ego, z_exo=z_exo) | columns(pairs[["ego", "exo"]]),
            "translator": weights(rst.denoiser) | scale | dict(drawn=drawn)}
-    out |= {f"{k} pairs": columns(methods.pseudo_pairs(k, phi, rst, bank, clips, s, SEED)) for k in KINDS}
+    out |= {f"pairs by {k}": columns(methods.pseudo_pairs(k, phi, rst, bank, clips, s, SEED)) for k in KINDS}
     train = lambda name, s: result(bank, clips, methods.train_method(name, bank, clips, phi, rst, s, SEED, None, False))
     other = replace(s, init="phi", synthetic_of="phi")
     return out | {name: train(name, s) for name in names} | {OTHER: train("ours", other)}
@@ -127,7 +127,7 @@ def lines(world):
 # ---------------------------------------------------------------- what runs
 
 @pytest.mark.parametrize("changed", WORLDS)
-@pytest.mark.parametrize("part", ["f_phi", "translator", *(f"{kind} pairs" for kind in KINDS), *BLIND, OTHER])
+@pytest.mark.parametrize("part", ["f_phi", "translator", *(f"pairs by {kind}" for kind in KINDS), *BLIND, OTHER])
 def test_the_truth_changes_no_bit(lines, part, changed):
     found = difference(lines["true"][part], lines[changed][part])
     assert not found, f"{part} depends on label, object or skill ({changed}): {', '.join(found)} differ"
@@ -154,7 +154,7 @@ def test_three_steps_are_enough_to_tell_any_two_rows_apart(lines, world):
     trained = {name: arrays["embeddings"].tobytes() for name, arrays in lines["true"].items() if "embeddings" in arrays}
     twice = [name for name, n in Counter(trained.values()).items() if n > 1]
     assert len(trained) == len(methods.METHODS) + 1 and not twice, "other pairs or terms must lead to other weights"
-    pairs = [lines["true"][f"{kind} pairs"]["exo"].tobytes() for kind in KINDS]
+    pairs = [lines["true"][f"pairs by {kind}"]["exo"].tobytes() for kind in KINDS]
     assert len(set(pairs)) == len(KINDS), "every kind of match must find other pairs"
 
 

@@ -31,6 +31,7 @@ def fast_precision() -> str:
 
 def _encoder():
     return EncoderSettings(dim_in=256, width=128, mlp=3, text_hidden=256, tube=4, token_drop=.5, noise=.4, norm=False, diff=True)
+def _match(): return MatchSettings(k=5, calibrate="csls", text_weight=.3)  # five partners a clip cover more of the pool; no hubs
 def _train(**k): return TrainSettings(**{**dict(steps=300, warmup=30, checkpoint_every=100, mixed_precision=fast_precision()), **k})
 
 
@@ -45,7 +46,7 @@ class LineSettings:
     train: TrainSettings = field(default_factory=_train)                # f_theta: the same budget for every method
     loss: LossSettings = field(default_factory=LossSettings)
     rst: RSTSettings = field(default_factory=RSTSettings)
-    match: MatchSettings = field(default_factory=lambda: MatchSettings(k=5, calibrate="csls", text_weight=.3))  # no hubs; five partners cover more
+    match: MatchSettings = field(default_factory=_match)                # who are partners
     link: float = .4             # SUM-L: narration similarity from which two clips are linked
     links: float = .02           # rows with joint links: share of all pairs of an unpaired ego and an unpaired exo clip that are linked
     in_view: float = 0.          # SUM-L: weight of the alignment inside each view; more of it cost points on validation rooms
@@ -84,10 +85,11 @@ class Method:
 
 METHODS = {m.name: m for m in (
     Method("frozen"), Method("LaViLa*"), Method("Random Align", "random", lambda_1=.3), Method("VI Encoder", text=False),
-    Method("SUM-L", "language", linked=True, lambda_1=.3), Method("paired + text", lambda_1=.7), Method("language pairs", "language", soft=True),
-    Method("ours w/o RST", "vision+language", soft=True, lambda_1=.3),
+    Method("SUM-L", "language", linked=True, lambda_1=.3), Method("paired + text", lambda_1=.7),
+    Method("language pairs", "language", soft=True), Method("ours w/o RST", "vision+language", soft=True, lambda_1=.3),
     Method("ours w/o soft alignment", "rst+language", synthetic=True, lambda_1=.3),
-    Method("ours", "rst+language", soft=True, synthetic=True, lambda_1=.3), Method("links w/o RST", "vision+language", linked=True, lambda_1=.3),
+    Method("ours", "rst+language", soft=True, synthetic=True, lambda_1=.3),
+    Method("links w/o RST", "vision+language", linked=True, lambda_1=.3),
     Method("RST links", "rst+language", linked=True, lambda_1=.3), Method("oracle pairs", "truth", lambda_1=.3))}
 
 # %% ../nbs/10_methods.ipynb #163b2aa4

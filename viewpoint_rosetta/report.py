@@ -103,6 +103,7 @@ def translator_table(t):
     how = 'Held-out pairs: the true exo clip, searched with the translated ego feature'
     if not {'method', 'seed'} <= set(t): return html_table(t, how, decimals=2)
     mean = t.drop(columns='seed').groupby('method', sort=False).mean(numeric_only=True).assign(seeds=t.groupby('method').seed.nunique())
+    mean = mean.astype({c: int for c in ('n_train', 'n_held') if c in mean})
     return html_table(mean.rename_axis(None), f'{how}; mean over seeds, R@k in per cent', True, 2, 'wide')
 
 def precision_table(p):

@@ -11,23 +11,18 @@ import gzip
 import html
 import re
 import unicodedata
-import warnings
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from ftfy import fix_text
 from torch import Tensor, nn
 
 # %% ../nbs/03_text.ipynb #e9f4fd2f
 def clean_text(text: str) -> str:
     "Repaired, unescaped twice, white space collapsed, lower case: what CLIP's vocabulary was learned on."
-    try:
-        from ftfy import fix_text
-        text = fix_text(text)
-    except ImportError:
-        if not text.isascii(): warnings.warn("ftfy is not installed: text beyond ASCII is tokenized unrepaired (pip install ftfy)")
-    return re.sub(r"\s+", " ", html.unescape(html.unescape(text)).strip()).strip().lower()
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(fix_text(text))).strip()).strip().lower()
 
 # %% ../nbs/03_text.ipynb #467e2bac
 START, END = "<|startoftext|>", "<|endoftext|>"
