@@ -111,8 +111,9 @@ def test_missing_parts_are_named(tmp_path):
 
 def test_broken_part_costs_only_itself(tmp_path):
     (tmp_path / 'bench.parquet').write_text('no table at all')
-    (tmp_path / 'facts.json').write_text('{"seed": 3, "settings": {"lr": 0.5}}')
+    (tmp_path / 'facts.json').write_text('{"seed": 3, "root": "/disk/someone/videos", "settings": {"lr": 0.5}}')
     page = write_report(tmp_path, tmp_path / 'page.html').read_text()
+    assert '/disk/someone' not in page and '…/videos' in page, 'a page tells the name of its folder, not the place'
     assert 'Could not be shown from bench.parquet' in page and '<td>seed</td>' in page and '<summary>settings</summary>' in page
 
 

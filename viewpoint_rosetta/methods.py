@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHODS', 'KINDS', 'fast_precision', 'LineSettings', 'full_settings', 'demo_settings', 'Method', 'training_pairs',
            'present', 'embed', 'text_objective', 'pair_objective', 'sum_l_objective', 'train_phi', 'paired_features',
-           'train_rst', 'rooms_of', 'pseudo_pairs', 'joint_links', 'true_pairs', 'train_method']
+           'train_rst', 'rooms_of', 'pseudo_pairs', 'true_pairs', 'joint_links', 'train_method']
 
 # %% ../nbs/10_methods.ipynb #ab7adeff
 from dataclasses import dataclass, field, replace
@@ -274,23 +274,6 @@ def _sides(translated: bool, phi, rst, bank, clips, seed):
     return ego, zhat, bank.text[bank.rows(ego)], exo, embed(phi, bank, exo), bank.text[bank.rows(exo)]
 
 
-def joint_links(
-    kind: str,       # 'rst+language' or 'vision+language'
-    phi, rst,        # f_phi and the translator
-    bank, clips,     # features; the clip table (its truth is not read)
-    s: LineSettings = LineSettings(),
-    seed: int = 0,
-    looked_at: int = 2000,  # clips of either side by which the threshold is set: memory stays bounded
-) -> tuple:          # float32 (rows of the bank, D + E), unit rows for unpaired clips, else zeros; cosine of a link
-    "h of Sec. 3.3 for every unpaired clip, and the cosine above which a share `s.links` of their pairs lies."
-    ego, zhat, e_ego, exo, z_exo, e_exo = _sides("rst" in kind, phi, rst, bank, clips, seed)
-    h_ego, h_exo = (joint(z, e, s.match.text_weight).numpy() for z, e in ((zhat, e_ego), (z_exo, e_exo)))
-    by, some = np.zeros((len(bank), h_ego.shape[1]), np.float32), np.random.default_rng(seed)
-    by[bank.rows(ego)], by[bank.rows(exo)] = h_ego, h_exo
-    a, b = (h[some.permutation(len(h))[:looked_at]] for h in (h_ego, h_exo))
-    return by, float(np.quantile(a @ b.T, 1 - s.links))
-
-
 def _random_pairs(ego, exo, k, seed):
     "Any k exo clips for every ego clip."
     n = len(ego) * k
@@ -309,6 +292,24 @@ def true_pairs(clips: pd.DataFrame, bank, k: int = 5, seed: int = 0) -> pd.DataF
     ego = ego[ego.label.isin(list(of))]
     return pd.DataFrame(dict(ego=np.repeat(ego.clip_id.to_numpy(), k), exo=np.concatenate([rng.choice(of[a], k) for a in ego.label]),
                              rank=np.tile(np.arange(1, k + 1), len(ego))))
+
+# %% ../nbs/10_methods.ipynb #d8e3f0b2
+def joint_links(
+    kind: str,       # 'rst+language' or 'vision+language'
+    phi, rst,        # f_phi and the translator
+    bank, clips,     # features; the clip table (its truth is not read)
+    s: LineSettings = LineSettings(),
+    seed: int = 0,
+    looked_at: int = 2000,  # clips of either side by which the threshold is set: memory stays bounded
+) -> tuple:          # float32 (rows of the bank, D + E), unit rows for unpaired clips, else zeros; cosine of a link
+    "h of Sec. 3.3 for every unpaired clip, and the cosine above which a share `s.links` of their pairs lies."
+    ego, zhat, e_ego, exo, z_exo, e_exo = _sides("rst" in kind, phi, rst, bank, clips, seed)
+    h_ego, h_exo = (joint(z, e, s.match.text_weight).numpy() for z, e in ((zhat, e_ego), (z_exo, e_exo)))
+    by, some = np.zeros((len(bank), h_ego.shape[1]), np.float32), np.random.default_rng(seed)
+    by[bank.rows(ego)], by[bank.rows(exo)] = h_ego, h_exo
+    a, b = (h[some.permutation(len(h))[:looked_at]] for h in (h_ego, h_exo))
+    return by, float(np.quantile(a @ b.T, 1 - s.links))
+
 
 # %% ../nbs/10_methods.ipynb #70169847
 def train_method(

@@ -174,6 +174,7 @@ def _flat(facts, prefix=''):
 def _facts(folder):
     "Plain facts as a table; each nested group folded below it."
     facts = json.loads((folder / 'facts.json').read_text())
+    if facts.get('root'): facts['root'] = f"…/{Path(facts['root']).name}"  # a page is passed on: it need not tell where it was made
     def shown(part, caption): return html_table(pd.DataFrame(_flat(part), columns=['fact', 'value']), caption, kind='words')
     plain = {k: v for k, v in facts.items() if not isinstance(v, dict) and v != ''}
     return shown(plain, 'What ran') + ''.join(folded(k, shown(v, k)) for k, v in facts.items() if isinstance(v, dict))
