@@ -405,11 +405,13 @@ def test_a_training_stopped_by_ctrl_c_goes_on_to_the_same_weights(line, fitted, 
 
 
 def test_a_stopped_training_does_not_go_on_with_other_clips(line, fitted, manifest, tmp_path, capsys):
-    run, fitted.stop = tmp_path / "run", 4
-    index(manifest, run)
+    "The same manifest, edited: neither its name nor any choice tells that the clips are others."
+    run, mine, fitted.stop = tmp_path / "run", tmp_path / "mine.parquet", 4
+    clips.write_clips(clips.read_clips(manifest), mine)
+    index(mine, run)
     refused(capsys, ["train-translator", "--run", run], "stopped in step phi/0", code=130)
-    clips.write_clips(clips.read_clips(manifest).iloc[:-1], tmp_path / "fewer.parquet")
-    index(tmp_path / "fewer.parquet", run)
+    clips.write_clips(clips.read_clips(mine).iloc[:-1], mine)
+    index(mine, run)
     fitted.stop = None
     assert cli.main(["train-translator", "--run", str(run)]) == 0 and fitted.resumed == [0]
 
