@@ -5,7 +5,7 @@
 Targets on 2 cores without a GPU: first run under 10 minutes and 6 GB, second run under 30 s. Prints one JSON object; ends with
 code 1 if a target is missed or the second run says something else than the first.
 
-Record of 2026-11-25, an otherwise idle machine of 2 cores, from a clean clone: installation 6 s with a warm package cache (minutes without), first
+Record of 2026-11-25, an otherwise idle machine of 2 cores, from a clean clone: installation 6 s with a warm package cache, first
 run 397 s and 2.4 GB, second run 2.0 s."""
 import json
 import os
