@@ -15,6 +15,6 @@ def without_widgets(nb) -> bool:
 
 if __name__ == "__main__":
     nbdev_clean()
-    for path in sorted((Path(__file__).parent.parent / "nbs").glob("*.ipynb")):
+    for path in sorted((Path(__file__).parent.parent / "nbs").rglob("[!.]*.ipynb")):
         if without_widgets(nb := read_nb(path)):
             write_nb(nb, path)

@@ -24,7 +24,7 @@ def main() -> int:
             return done.returncode
         check = subprocess.run([smalldocs, "check", "_proc"], cwd=top, text=True, capture_output=True)
         problems = [line for line in check.stdout.splitlines() if RENAMED not in line]
-        print(*problems, f"{len(list((top / '_proc').glob('*.ipynb')))} pages, {len(problems)} problems", sep="\n")
+        print(*problems, f"{len(list((top / '_proc').rglob('*.ipynb')))} pages, {len(problems)} problems", sep="\n")
         if keep := os.environ.get("DOCS_OUT"):  # to look at the pages: make docs-check DOCS_OUT=_site
             subprocess.run([smalldocs, "render", "_proc"], cwd=top, check=True, capture_output=True)
             shutil.copytree(top / "_proc" / "_docs", keep, dirs_exist_ok=True)

@@ -17,7 +17,9 @@ from test_notebooks import execute, project_copy
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "viewpoint_rosetta"
-NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9][0-9]_*.ipynb"))
+LINE, ADAPTERS = (sorted((ROOT / "nbs").glob(f"{folder}[0-9][0-9]_*.ipynb")) for folder in ("", "datasets/"))
+FIRST = sum(p.name < "03" for p in LINE)  # the adapters come after the clip table and the video, before the encoders
+NOTEBOOKS = [*LINE[:FIRST], *ADAPTERS, *LINE[FIRST:]]
 MODULES = sorted(p for p in LIBRARY.rglob("*.py") if not p.name.startswith("_"))
 NOTEBOOK_KB = 600
 WIDTH = 140  # aim at 120
@@ -59,7 +61,7 @@ def test_modules_are_what_the_notebooks_say(exported):
 
 @pytest.mark.parametrize("path", **by_name([*NOTEBOOKS, ROOT / "nbs" / "index.ipynb"]))
 def test_notebook_is_clean(path, exported):
-    assert path.read_bytes() == (exported / "nbs" / path.name).read_bytes(), f"{path.name}: run `make clean-notebooks`"
+    assert path.read_bytes() == (exported / path.relative_to(ROOT)).read_bytes(), f"{path.name}: run `make clean-notebooks`"
     text = path.read_text(encoding="utf-8")
     assert "application/vnd.jupyter.widget" not in text and '"widgets"' not in text, f"{path.name}: has saved widget state: run `make clean-notebooks`"
     assert len(text) <= NOTEBOOK_KB * 1024, f"{path.name}: {len(text) // 1024} KB, more than {NOTEBOOK_KB}: smaller pictures, fewer outputs"
@@ -84,7 +86,7 @@ def test_exported_cells_fit_the_page(path):
 def test_site_lists_every_notebook():
     "The sidebar names all pages, in the order of the notebooks."
     listed = re.findall(r"^\s*- (\S+\.ipynb)$", (ROOT / "_quarto.yml").read_text(encoding="utf-8"), re.M)
-    assert listed == ["index.ipynb", *(p.name for p in NOTEBOOKS)]
+    assert listed == ["index.ipynb", *(p.relative_to(ROOT / "nbs").as_posix() for p in NOTEBOOKS)]
 
 
 # ---- the README is the index
@@ -123,10 +125,11 @@ def test_every_import_is_declared():
     from importlib.metadata import packages_distributions
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     plain = lambda name: re.sub("[-_.]+", "-", name.lower())
-    declared = {plain(re.match(r"[\w.-]+", d)[0]) for d in project["dependencies"]}
+    extras = [d for group in project["optional-dependencies"].values() for d in group]
+    declared = {plain(re.match(r"[\w.-]+", d)[0]) for d in [*project["dependencies"], *extras]}
     owners, lacking = packages_distributions(), set()
-    for path in LIBRARY.glob("*.py"):
-        for name in imports(ast.parse(path.read_text(encoding="utf-8")), f"{LIBRARY.name}.{path.stem}"):
+    for path in MODULES:
+        for name in imports(ast.parse(path.read_text(encoding="utf-8")), ".".join(path.relative_to(ROOT).with_suffix("").parts)):
             top = name.split(".")[0]
             if top and top not in sys.stdlib_module_names and top != LIBRARY.name and not declared & {plain(o) for o in owners.get(top, [top])}:
                 lacking.add(f"{path.name}: {top}")

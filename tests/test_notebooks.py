@@ -12,7 +12,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted(p.name for p in (ROOT / "nbs").glob("*.ipynb") if p.name == "index.ipynb" or p.name[0].isdigit())
+NOTEBOOKS = sorted(p.relative_to(ROOT / "nbs").as_posix() for p in (ROOT / "nbs").rglob("*.ipynb")
+                   if p.name == "index.ipynb" or p.name[0].isdigit())
 SECONDS = 300  # a notebook that needs longer by the clock hangs
 BUDGET = 90  # seconds of one processor: a minute, and half as much again for a slow machine
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
