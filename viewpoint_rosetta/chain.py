@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RESUMED', 'STEPS', 'USUAL', 'Step', 'sources', 'slug', 'with_changes', 'Steps', 'Line', 'told_clips', 'index',
-           'video_stamp', 'stamps', 'same_videos', 'frame_features', 'text_features', 'settle_problems', 'extract',
-           'whiten', 'train_phi', 'compared', 'train_translator', 'match', 'train', 'gather', 'write_vectors', 'maps',
-           'path_map', 'seconds_taken']
+           'video_stamp', 'stamps', 'same_videos', 'load_frozen', 'frame_features', 'text_features', 'settle_problems',
+           'extract', 'whiten', 'train_phi', 'compared', 'train_translator', 'match', 'train', 'gather',
+           'write_vectors', 'maps', 'path_map', 'seconds_taken']
 
 # %% ../nbs/13_chain.ipynb #33ea345f
 import json
@@ -134,6 +134,11 @@ class Line(Steps):
         device = {part: dict(device=self.choice["device"]) for part in ("phi", "train")}
         return with_changes(with_changes(preset, device), self.choice["changes"])
 
+    @property
+    def given(self) -> bool:
+        "Is f_phi a published encoder? Then the backbone is named by a path, and the features are its vectors."
+        return Path(self.choice["backbone"]).is_absolute()
+
     @cached_property
     def table(self):
         "The clip table, all rows."
@@ -173,6 +178,7 @@ class Line(Steps):
         return hide_truth(self.clips)
 
     def phi(self, seed: int):
+        if self.given: return "given"
         from viewpoint_rosetta.encoders import DualEncoder
         return DualEncoder.from_pretrained(self.folder / "phi" / str(seed))
 
@@ -232,20 +238,25 @@ def same_videos(line: Line, now: dict):
     line.keep("videos.json", kept | now)
 
 # %% ../nbs/13_chain.ipynb #7c3478f0
-def frame_features(line: Line, df):
-    "Frames of the clips of `df` through the frozen backbone into the run's store, which it returns."
+def load_frozen(line: Line):
+    "The run's backbone, where it computes: a frame encoder, or a published video encoder."
     from math import isqrt
     import torch
     from viewpoint_rosetta.encoders import load_backbone
+    from viewpoint_rosetta.vectors import load_video_backbone
+    s, name = line.settings, line.choice["backbone"]
+    frozen = (load_video_backbone(name, s.precision) if line.given else
+              load_backbone(name, isqrt(s.encoder.cells), s.size, precision=s.precision))
+    return frozen.to("cuda" if line.choice["device"] == "auto" and torch.cuda.is_available() else "cpu")
+
+
+def frame_features(line: Line, df):
+    "Frames of the clips of `df` through the frozen backbone into the run's store, which it returns."
     from viewpoint_rosetta.features import FeatureStore, extract as extract_frames
-    if not hasattr(line, "backbone"):
-        gpu = line.choice["device"] == "auto" and torch.cuda.is_available()
-        line.backbone = load_backbone(line.choice["backbone"], isqrt(line.settings.encoder.cells), line.settings.size,
-                                      precision=line.settings.precision)
-        line.backbone.to("cuda" if gpu else "cpu")
+    if not hasattr(line, "backbone"): line.backbone = load_frozen(line)
     store = FeatureStore(line.folder / "features")
-    extract_frames(df, line.backbone, store, line.settings.encoder.frames, on_problem=line.run.problem,
-                   progress=line.progress)
+    frames = getattr(line.backbone, "frames", line.settings.encoder.frames)  # a published encoder knows how many
+    extract_frames(df, line.backbone, store, frames, on_problem=line.run.problem, progress=line.progress)
     return store
 
 
@@ -276,14 +287,17 @@ def settle_problems(line: Line):
 
 def extract(line: Line):
     "Frames and narrations of every clip, once."
+    from viewpoint_rosetta.artifacts import code_version
     df, encoder = line.table, line.settings.encoder
     now = stamps(df)
     def make():
         same_videos(line, now)
         frame_features(line, df).compact()
         text_features(line, df)
-    line.step("extract", make, dict(videos=now, frames=encoder.frames, cells=encoder.cells,
-                                    backbone=line.choice["backbone"]))
+    also = dict(videos=now, frames=encoder.frames, cells=encoder.cells, backbone=Path(line.choice["backbone"]).name)
+    weights = [Path(line.choice["backbone"])] if line.given else []
+    if weights: also |= dict(code=code_version(*sources("vectors", "weights", "timesformer")))
+    line.step("extract", make, also, weights)
     settle_problems(line)
 
 # %% ../nbs/13_chain.ipynb #3ce79fea
@@ -300,10 +314,11 @@ def whiten(line: Line):
 
 
 def train_phi(line: Line, seed: int):
-    "f_phi: the encoder of video and text in whose features the translator works."
+    "f_phi: the encoder of video and text in whose features the translator works; a published one is taken as it is."
     whiten(line)
     def make():
         from viewpoint_rosetta import methods
+        if line.given: return line.keep(f"phi/{seed}/given.json", dict(encoder=line.choice["backbone"]))
         work = line.work(f"phi/{seed}", "whiten")
         phi = methods.train_phi(line.bank, line.blind, line.settings, seed, work, line.progress)
         phi.save_pretrained(line.folder / "phi" / str(seed))

@@ -189,7 +189,8 @@ def parsed_changes(words: list) -> dict:
 def opened(args, default: str = "demo", **chosen) -> Line:
     "The line of a command: its folder and the choices given on the command line."
     from viewpoint_rosetta.artifacts import home
-    told = dict(preset=args.preset, device=args.device, backbone=args.backbone,
+    weights = args.backbone and Path(args.backbone).exists()  # a published encoder, not the name of one
+    told = dict(preset=args.preset, device=args.device, backbone=str(Path(args.backbone).resolve()) if weights else args.backbone,
                 changes=parsed_changes(args.set) if args.set else None)
     return Line(Path(args.run) if args.run else home() / default, args.seed, **told | chosen)
 
@@ -420,7 +421,8 @@ def common() -> argparse.ArgumentParser:
     add("--seed", type=int, metavar="S", help="of everything that is drawn (default 0)")
     add("--preset", choices=("demo", "full"), help="settings: demo takes minutes, full is for a full world")
     add("--set", action="append", metavar="NAME=VALUE", help="change a setting, e.g. train.steps=500; kept in the run")
-    add("--backbone", metavar="NAME", help="frozen frame encoder (default efficientnet_lite0; any timm model)")
+    add("--backbone", metavar="NAME", help="frozen frame encoder (default efficientnet_lite0; any timm model), or the path of a "
+        "published video encoder, which then is f_phi")
     add("--device", choices=("cpu", "auto"), help="auto: the GPU if there is one (default cpu)")
     add("--threads", type=int, metavar="N", help="of PyTorch (default: one per core)")
     add("--debug", action="store_true", help="on an error, show where it arose")

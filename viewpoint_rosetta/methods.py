@@ -108,9 +108,9 @@ def present(clips: pd.DataFrame, bank) -> np.ndarray:
 # %% ../nbs/10_methods.ipynb #7cc672ce
 @torch.inference_mode()
 def embed(model, bank, ids, batch: int = 512) -> np.ndarray:
-    "(N, D) unit-norm embeddings of clips; `model` is a DualEncoder, or 'frozen' for the mean backbone feature."
+    "(N, D) unit-norm embeddings; `model`: a DualEncoder, 'given' for a published encoder's vectors, 'frozen' for the backbone's, centred."
     rows = bank.rows(ids)
-    if model == "frozen": return _frozen(bank, rows)
+    if model in ("given", "frozen"): return _backbone(bank, rows, centred=model == "frozen")
     model.eval()
     z = [_video(model, bank, rows[i:i + batch]) for i in range(0, len(rows), batch)]
     return torch.cat(z).cpu().numpy() if z else np.zeros((0, model.settings.out), np.float32)
@@ -120,11 +120,11 @@ def _video(model, bank, rows):  # (B, D), where the model is
     return model.encode_video(take(bank.tokens, rows, next(model.parameters()).device))
 
 
-def _frozen(bank, rows):
-    "Mean over frames and cells, centred on the bank: ImageNet features share a large common part."
+def _backbone(bank, rows, centred):
+    "Mean over frames and cells; centred on the bank, since ImageNet features share a large common part, or as given."
     pooled = bank.pooled
     if pooled is None: pooled = np.stack([bank.tokens[i].mean((0, 1), dtype=np.float32) for i in range(len(bank))])
-    z = pooled[rows] - pooled.mean(0)
+    z = pooled[rows] - pooled.mean(0) * centred
     return z / np.linalg.norm(z, axis=1, keepdims=True).clip(1e-9)
 
 # %% ../nbs/10_methods.ipynb #f96b25c5
@@ -163,7 +163,8 @@ def pair_objective(
         (f_ego, f_exo), (g_ego, g_exo), (e_ego, e_exo) = f.chunk(2), g.chunk(2), e.chunk(2)
         total, terms = l_rosetta(f_ego, f_exo, g_ego, g_exo, loss, weight.to(f.device), e_ego=e_ego, e_exo=e_exo)
         if method.synthetic and rst is not None and loss.lambda_2:
-            source = f_ego[is_pseudo] if s.synthetic_of == "theta" else phi.encode_video(take(bank.tokens, ego[is_pseudo])).detach()
+            theirs = s.synthetic_of == "phi"
+            source = torch.from_numpy(embed(phi, bank, bank.ids[ego[is_pseudo].numpy()])) if theirs else f_ego[is_pseudo]
             synthetic = rst(source, num_inference_steps=s.vs_steps, generator=generator, grad=loss.gradient == "through")
             terms["vs"] = l_vs(f_ego[is_pseudo], synthetic.to(f.device), loss.tau, loss.gradient)
             total = total + loss.lambda_2 * terms["vs"] * is_pseudo.float().mean()
@@ -217,12 +218,14 @@ def train_phi(bank, clips, s: LineSettings = LineSettings(), seed: int = 0, fold
     return model
 
 
-def _fresh(s, bank, seed) -> DualEncoder:
-    "An untrained dual encoder that fits the bank's features; the seed fixes its weights."
+def _fresh(s, bank, seed, phi=None) -> DualEncoder:
+    "An untrained dual encoder that fits the bank's features, and L_vs with a given f_phi; the seed fixes its weights."
     _, T, G, D = bank.tokens.shape
+    fits = dict(frames=T, cells=G, dim_in=D) | (dict(tube=1, diff=False) if T == 1 else {})  # one vector a clip: no motion to see
+    if phi == "given": fits |= dict(out=bank.pooled.shape[1])  # T translates f_theta's features, too
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return DualEncoder(replace(s.encoder, frames=T, cells=G, dim_in=D))
+        return DualEncoder(replace(s.encoder, **fits))
 
 # %% ../nbs/10_methods.ipynb #2d420ca1
 def paired_features(phi, bank, clips, which: str = "paired"):
@@ -326,7 +329,9 @@ def train_method(
     if name not in METHODS: raise ValueError(f"no method {name!r}; there are: {', '.join(METHODS)}")
     m = METHODS[name]
     if name == "frozen": return "frozen"
-    if name == "LaViLa*": return phi
+    if name == "LaViLa*": return phi if phi != "given" else train_phi(bank, hide_truth(clips), s, seed, folder, progress)
+    if phi == "given" and s.init == "phi":
+        raise ValueError("init='phi' starts from f_phi's weights, but here only its vectors are given: set init='scratch'")
     truth, clips = clips, hide_truth(clips)
     if pairs is None and m.pseudo and not m.linked:
         pairs = true_pairs(truth, bank, s.match.k, seed) if m.pseudo == "truth" else pseudo_pairs(m.pseudo, phi, rst, bank, clips, s, seed)
@@ -336,7 +341,7 @@ def train_method(
         how = () if m.pseudo == "language" else joint_links(m.pseudo, phi, rst, bank, clips, s, seed)
         objective = sum_l_objective(bank, real, *unpaired, s, seed, *how, method=m)
     else: objective = pair_objective(bank, real, pairs, m, s, seed, rst, phi)
-    model = _fresh(s, bank, seed)
+    model = _fresh(s, bank, seed, phi)
     if s.init == "phi": model.load_state_dict(phi.state_dict())
     model.history = fit(model, objective, s.train, seed, folder, progress, about=dict(method=name))
     return model
