@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from test_peers import Case
+from cases import Case
 from viewpoint_rosetta.checkpoints import (KeyReport, Record, Refused, Stored, Unpickler, flatten, load_weights, read_checkpoint, weights_of)
 from viewpoint_rosetta.encoders import DualEncoder, EncoderSettings
 from viewpoint_rosetta.timesformer import DualSettings, TimeSformerSettings, VideoTextEncoder, timesformer_base_clip

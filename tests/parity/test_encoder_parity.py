@@ -1,46 +1,20 @@
 """The published architectures against numbers that the peers' own code produced, and the slips those numbers must show.
-
-Parity cases elsewhere: the losses of LaViLa, EgoVLP and EgoInstructor in test_losses.py, diffusers' schedulers in test_translator.py.
 """
 import copy
 import hashlib
 import json
-import os
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
+from cases import FIXTURES, Case
 from viewpoint_rosetta.losses import clip_accuracy, clip_loss
 from viewpoint_rosetta.text import TextTransformer, Tokenizer, clean_text, clip_vocabulary, pieces, read_merges
 from viewpoint_rosetta.timesformer import (EGOVLP, DividedAttention, DualSettings, EgoVLPEncoder, TimeSformer, TimeSformerSettings, VideoTextEncoder,
                                            clip_to_timesformer, resize_time, timesformer_base_clip)
-
-FIXTURES = Path(os.environ.get("VR_PARITY", Path(__file__).resolve().parents[2] / "shared" / "parity"))
-
-
-class Case:
-    "A parity case: config, weights `w`, inputs `x`, and the comparison with the recorded outputs."
-
-    def __init__(self, name):
-        path = FIXTURES / f"{name}.safetensors"
-        if not path.exists(): pytest.skip(f"parity fixture {name} is not here (set VR_PARITY to its folder)")
-        self.tensors, self.manifest = load_file(path), json.loads(path.with_suffix(".json").read_text())
-        self.config = self.manifest["config"]
-        self.w, self.x, self.out = ({k[len(p):]: v for k, v in self.tensors.items() if k.startswith(p)} for p in ("w.", "in.", "out."))
-        self.seen = set()
-
-    def off(self, what, got): return (got.float() - self.out[what].float()).abs().max().item()
-
-    def check(self, what, got):
-        atol = self.manifest["tensors"][f"out.{what}"]["atol"]
-        assert got.shape == self.out[what].shape and self.off(what, got) <= atol, (what, self.off(what, got), atol)
-        self.seen.add(what)
-
 
 def tower(config, **kw):
     m = config
