@@ -280,6 +280,21 @@ def test_no_big_files():
     assert world <= 25 << 20 and not big
 
 
+# ---- the way in
+
+@pytest.mark.parametrize("fit, wished, found", [(["python3"], "python3", "python3"), (["python3.12", "python3.11"], "python3", "python3.12"),
+                                               (["python3.11"], "python3.13", "python3.11"), ([], "python3", None)])
+def test_the_first_python_that_will_do(tmp_path, fit, wished, found):
+    "Stand-ins that say whether they are of a version that will do: `python3` may be too new or too old, another beside it is taken."
+    for name in ("python3", "python3.11", "python3.12", "python3.13"):
+        (tmp_path / name).write_text(f"#!/bin/sh\nexit {int(name not in fit)}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(["bash", ROOT / "scripts" / "bootstrap", "python"], capture_output=True, text=True,
+                          env=dict(PATH=f"{tmp_path}:/usr/bin:/bin", PYTHON=wished))
+    assert (done.stdout.strip() or None, done.returncode) == (found, int(found is None))
+    assert found or "Python 3.11 or 3.12 is needed" in done.stderr
+
+
 # ---- the site
 
 def test_site_has_no_broken_links():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from test_cli import SHIPPED, some_clips
-from viewpoint_rosetta import clips, methods, translator, world
+from viewpoint_rosetta import chain, clips, methods, translator, world
 from viewpoint_rosetta.chain import Line
 from viewpoint_rosetta.cli import main
 from viewpoint_rosetta.timesformer import DualSettings, TimeSformerSettings, VideoTextEncoder
@@ -92,3 +92,17 @@ def test_f_theta_cannot_start_from_vectors(walked):
     line = Line(walked / "run", changes=Line(walked / "run").choice["changes"] | dict(init="phi"))
     with pytest.raises(ValueError, match="init='scratch'"):
         methods.train_method("ours", line.bank, line.blind, "given", None, line.settings, pairs=pd.DataFrame(dict(ego=[], exo=[])))
+
+
+def test_the_rivals_of_the_translator_get_the_same_rooms_and_seed(walked, monkeypatch):
+    "Ridge, on the table and on the map, chooses its strength by whole rooms, as the RST does."
+    line, asked = Line(walked / "run"), []
+    monkeypatch.setattr(translator, "compare_translators", lambda *given: asked.append(given) or pd.DataFrame(dict(method=["RST"], fit_s=[0.])))
+    chain.compared(line, line.phi(3), line.rst(0), 3, 1.)
+    rooms = methods.rooms_of(line.blind, methods.paired_features("given", line.bank, line.blind)[2])
+    assert asked[0][3] == (3,) and np.array_equal(asked[0][4], rooms) and len(set(rooms)) > 2
+    fits, fit = [], translator.Ridge.fit
+    monkeypatch.setattr(translator.Ridge, "fit", lambda self, *z, **how: fits.append(how) or fit(self, *z, **how))
+    monkeypatch.setattr(Line, "rst", lambda self, seed: translator.RosettaPipeline.from_pretrained(walked / "run" / "translator" / "0", local_files_only=True))
+    chain.path_map(line, 3, line.blind[line.blind.split == "test"])
+    assert fits[0]["seed"] == 3 and np.array_equal(fits[0]["groups"], rooms)

@@ -434,7 +434,7 @@ def path_map(line: Line, seed: int, test, shown: int = 6):
     z_ego, z_exo = (torch.from_numpy(methods.embed(phi, line.bank, rows.clip_id)) for rows in (some, exo))
     _, path = rst(z_ego, generator=torch.Generator().manual_seed(seed), return_trajectory=True)
     *paired, pairs = methods.paired_features(phi, line.bank, line.blind)
-    ridge = translator.Ridge().fit(*paired, groups=methods.rooms_of(line.blind, pairs))(z_ego)
+    ridge = translator.Ridge().fit(*paired, seed=seed, groups=methods.rooms_of(line.blind, pairs))(z_ego)
     write_vectors(line, "path", dict(ids=some.clip_id.tolist(), exo_ids=exo.clip_id.tolist()),
                   z_t=path.z_0[:, :, 0].transpose(0, 1), exo=z_exo, ridge=ridge, identity=z_ego)
 
