@@ -208,7 +208,8 @@ def collect(
     for mask, sentence in rules:
         at = np.flatnonzero(np.asarray(mask, bool) & ~bad)
         bad[at] = True
-        for i in at: reasons[i] = sentence.format(**rows.iloc[i])
+        cells = {c: rows[c].iloc[at] for c in rows if f"{{{c}" in sentence}
+        reasons[at] = [sentence.format(**dict(zip(cells, row))) for row in zip(*cells.values())] if cells else sentence
     sound = rows.index[~bad]
     def left_out(ids, source, told, numbers):
         for n, reason in zip(numbers, told):
