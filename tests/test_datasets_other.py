@@ -1,10 +1,12 @@
 """Adapters of HTM-AA and HowTo100M, Charades-Ego, EgoExoLearn, EgoYC2: real samples counted by other means, and files as they should not be."""
 import csv
+import importlib.util
 import json
 
 import pandas as pd
 import pytest
 
+from viewpoint_rosetta import artifacts, cli
 from viewpoint_rosetta.clips import validate
 from viewpoint_rosetta.datasets import charades_ego, egoexolearn, egoyc2, howto100m
 from viewpoint_rosetta.datasets.annotations import AnnotationError
@@ -403,3 +405,124 @@ def test_htm_file_refused(tmp_path, head, options, said):
 def test_an_option_that_is_none_is_refused_with_those_there_are(tmp_path, adapter, options):
     htm_folder(yc2_folder(eel_folder(charades_folder(tmp_path, *PAIR), 'u,a,1,2,[0],[1],lab'), yc2_train={"b": ENTRY}))
     with pytest.raises(ValueError, match="expected"): adapter.clips(tmp_path, **options)
+
+
+# ---- rosetta import, and rosetta index over several tables
+
+def rosetta(capsys, *words) -> tuple:
+    "Exit code, and all that was printed."
+    code = cli.main([str(w) for w in words])
+    said = capsys.readouterr()
+    return code, said.out + said.err
+
+
+def test_import_writes_what_the_adapter_found_and_says_how_to_go_on(tmp_path, capsys):
+    two = {"r1_s1_aaaaaaaaaaa": ENTRY, "r1_s2_aaaaaaaaaaa": ENTRY | dict(timestamps=[[0, 10], [10, 50]])}
+    yc2_folder(tmp_path, egoyc2_train=two, egoyc2_eval={"r2_s1_bbbbbbbbbbb": ENTRY})
+    code, said = rosetta(capsys, "import", "egoyc2", tmp_path, "--out", tmp_path / "out", "-o", "exo=false", "-o", "base=yc2/ego", "-o", "eval_split=val")
+    found, table = egoyc2.clips(tmp_path, exo=False, base="yc2/ego", eval_split="val"), tmp_path / "out" / "clips.parquet"
+    assert code == 0 and found.text() in said and f"rosetta doctor {table} --root DIR" in said
+    pd.testing.assert_frame_equal(pd.read_parquet(table), found.clips)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out" / "problems.parquet"), found.problems)
+    assert pd.read_csv(tmp_path / "out" / "counts.csv").what.tolist() == found.counts.what.tolist()
+
+    line = next(s.split() for s in said.splitlines() if s.strip().startswith("rosetta index"))
+    assert line[-1] == "--as-published" and "participant 's1'" in said
+    words = [str(tmp_path) if w == "DIR" else w for w in line[1:]] + ["--run", str(tmp_path / "run")]
+    code, said = rosetta(capsys, *words)
+    assert code == 0 and "kept as published" in said and len(pd.read_parquet(tmp_path / "run" / "clips.parquet")) == len(found.clips)
+    code, said = rosetta(capsys, *(w for w in words if w != "--as-published"), "--seed", 1)
+    assert code == 2 and "participant 's1'" in said and "more than one split" in said
+
+
+def test_import_of_sound_splits_needs_no_leave(tmp_path, capsys):
+    code, said = rosetta(capsys, "import", "howto100m", htm_folder(tmp_path), "--out", tmp_path / "out", "-o", "window=gap")
+    assert code == 0 and "--as-published" not in said and "note:" not in said
+
+
+@pytest.mark.parametrize("words, said", [
+    (["kinetics"], ("no data set 'kinetics'", "egoyc2", "howto100m", "lists the options of one")),
+    (["egoyc2", "{root}"], ("--out DIR",)), (["egoyc2", "{root}/none", "--out", "{root}/out"], ("no such folder",)),
+    (["egoyc2", "{root}", "--out", "{root}/out", "-o", "fps=3"], ("-o fps=3", "partnered=false", "only videos that an ego video re-enacts")),
+    (["egoyc2", "{root}", "--out", "{root}/out", "-o", "root=x"], ("-o root=x", "partnered=false")),
+    (["egoyc2", "{root}", "--out", "{root}/out", "-o", "exo"], ("-o exo: expected NAME=VALUE",)),
+    (["egoyc2", "{root}", "--out", "{root}/out", "-o", "exo=perhaps"], ("-o exo=perhaps", "neither true nor false")),
+    (["howto100m", "{root}", "--out", "{root}/out", "-o", "window=-2"], ("window=-2: expected seconds",)),
+    (["egoyc2", "{root}", "--out", "{root}/out"], ("no file yc2_*.json",))])
+def test_import_refuses(tmp_path, capsys, words, said):
+    htm_folder(yc2_folder(tmp_path))
+    code, told = rosetta(capsys, "import", *(w.format(root=tmp_path) for w in words))
+    assert code == 2 and not [w for w in said if w not in told] and "Traceback" not in told and not (tmp_path / "out").exists(), told
+
+
+@pytest.mark.parametrize("name", cli.ADAPTERS)
+def test_every_option_of_an_adapter_is_explained(name, capsys):
+    if importlib.util.find_spec(f"viewpoint_rosetta.datasets.{name}") is None:
+        pytest.skip(f"no module datasets.{name} here yet")
+    options = cli.adapter_options(cli.adapter(name))
+    assert options and not [n for n, (_, text) in options.items() if len(text) < 5] and options["base"][0] == ""
+    code, said = rosetta(capsys, "import", name)
+    assert code == 0 and not [n for n in options if f"  {n}=" not in said]
+
+
+def test_options_are_read_by_the_kind_of_their_default():
+    options = dict(flag=(False, ""), text=("x", ""), seconds=(2.0, ""), some=(None, ""))
+    words = ["flag=yes", "text=5", "seconds=3", "some=[1, 2]"]
+    assert cli.option_values(options, words) == dict(flag=True, text="5", seconds=3, some=[1, 2])
+    assert cli.option_values(options, ["seconds=gap", "text=a=b", "text="]) == dict(seconds="gap", text="")
+    assert "__import__" in cli.option_values(options, ["some=__import__('os')"])["some"], "read, never run"
+
+
+CLIP = dict(clip_id="a", video="a.mp4", start_s=0.0, end_s=1.0, view="ego", narration="cuts")
+
+
+def manifests(folder, **tables) -> list:
+    "CSV manifests by name, in folders of their own."
+    for name, rows in tables.items():
+        (folder / name).mkdir()
+        pd.DataFrame(rows).to_csv(folder / name / "clips.csv", index=False)
+    return [folder / name / "clips.csv" for name in tables]
+
+
+def test_several_tables_are_indexed_as_one(tmp_path, capsys):
+    paths = manifests(tmp_path, ego=[CLIP, CLIP | dict(clip_id="b")], exo=[CLIP | dict(clip_id="c", view="exo", task="9")])
+    code, said = rosetta(capsys, "index", *paths, "--root", tmp_path, "--run", tmp_path / "run")
+    table = pd.read_parquet(tmp_path / "run" / "clips.parquet")
+    assert code == 0 and table.clip_id.tolist() == ["a", "b", "c"] and table.manifest_row.tolist() == [1, 2, 1] and "2 ego, 1 exo" in said
+    assert "reuse" in rosetta(capsys, "index", *paths, "--root", tmp_path, "--run", tmp_path / "run")[1]
+    pd.DataFrame([CLIP | dict(clip_id="d")]).to_csv(paths[1], index=False)
+    rosetta(capsys, "index", *paths, "--root", tmp_path, "--run", tmp_path / "run")
+    assert pd.read_parquet(tmp_path / "run" / "clips.parquet").clip_id.tolist() == ["a", "b", "d"], "a change in the second file is seen"
+
+
+def test_an_id_of_two_tables_is_named_in_both(tmp_path, capsys):
+    paths = manifests(tmp_path, ego=[CLIP, CLIP | dict(clip_id="b")], exo=[CLIP | dict(clip_id="c"), CLIP | dict(clip_id="d"), CLIP | dict(clip_id="b")])
+    code, said = rosetta(capsys, "index", *paths, "--root", tmp_path, "--run", tmp_path / "run")
+    assert code == 2 and f"{paths[1]}, row 3: clip_id 'b' is that of {paths[0]}, row 2" in said and "id of its own" in said
+
+
+def test_a_bad_row_of_the_second_table_is_named_there(tmp_path, capsys):
+    paths = manifests(tmp_path, ego=[CLIP], exo=[CLIP | dict(clip_id="c"), CLIP | dict(clip_id="d", end_s=0.0), CLIP | dict(clip_id="e")])
+    code, said = rosetta(capsys, "index", *paths, "--root", tmp_path, "--run", tmp_path / "run")
+    assert code == 2 and f"{paths[1]}: 1 of 3" in said and "row 2 (clip_id 'd')" in said
+    assert rosetta(capsys, "index", *paths, "--root", tmp_path, "--run", tmp_path / "run", "--skip-bad")[0] == 0
+    assert pd.read_parquet(tmp_path / "run" / "clips.parquet").manifest_row.tolist() == [1, 1, 3]
+    assert artifacts.Run(tmp_path / "run").problems()[["clip_id", "file", "row"]].values.tolist() == [["d", str(paths[1]), 2]]
+
+
+def test_tables_of_two_folders_need_a_root(tmp_path, capsys):
+    paths = manifests(tmp_path, ego=[CLIP], exo=[CLIP | dict(clip_id="c")])
+    code, said = rosetta(capsys, "index", *paths, "--run", tmp_path / "run")
+    assert code == 2 and "--root DIR" in said
+    code, said = rosetta(capsys, "index", paths[0], tmp_path / "none.csv", "--root", tmp_path, "--run", tmp_path / "run")
+    assert code == 2 and "none.csv: no such file" in said
+
+
+def test_real_data_sets_become_one_table(annotations, tmp_path, capsys):
+    for name, folder in {"egoyc2": "egoyc2_yc2", "egoexolearn": "egoexolearn", "charades_ego": "charades_ego_v0"}.items():
+        assert rosetta(capsys, "import", name, annotations / folder, "--out", tmp_path / name, "-o", f"base={name}")[0] == 0
+    tables = [tmp_path / name / "clips.parquet" for name in ("egoyc2", "egoexolearn", "charades_ego")]
+    code, said = rosetta(capsys, "index", *tables, "--root", tmp_path, "--run", tmp_path / "run", "--as-published")
+    table = pd.read_parquet(tmp_path / "run" / "clips.parquet")
+    assert code == 0 and "kept as published" in said and len(table) == sum(len(pd.read_parquet(t)) for t in tables)
+    assert table.clip_id.is_unique and set(table.video.str.split("/").str[0]) == {"egoyc2", "egoexolearn", "charades_ego"} and table.sync_id.isna().all()
