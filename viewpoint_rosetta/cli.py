@@ -358,8 +358,9 @@ def match_command(args):
     print(line.folder / "pairs.parquet")
 
 # %% ../nbs/13_cli.ipynb #5029a527
-ADAPTERS = {"egoexo4d": "Ego-Exo4D", "ego4d": "Ego4D and EgoClip", "lavila": "narrations of LaViLa", "howto100m": "HTM-AA, HTM-Align, HowTo100M",
-            "charades_ego": "Charades-Ego", "egoexolearn": "EgoExoLearn", "egoyc2": "EgoYC2 and YouCook2"}  # modules of viewpoint_rosetta.datasets
+ADAPTERS = {"egoexo4d": "Ego-Exo4D", "ego4d": "Ego4D and EgoClip", "lavila": "narrations of LaViLa",
+            "howto100m": "HTM-AA, HTM-Align, HowTo100M", "charades_ego": "Charades-Ego", "egoexolearn": "EgoExoLearn",
+            "egoyc2": "EgoYC2 and YouCook2"}  # modules of viewpoint_rosetta.datasets
 
 
 def adapter(name: str):
