@@ -16,7 +16,7 @@ import pandas as pd
 from .annotations import (
     AnnotationError, Collected, annotation_files, collect, in_one_split, read_table, video_names)
 
-# %% ../../nbs/datasets/06_egoexolearn.ipynb #2909c114
+# %% ../../nbs/datasets/06_egoexolearn.ipynb #a879809c
 LIST = r"\[\s*(?:\d+(?:\s*,\s*\d+)*)?\s*\]"  # a list of numbers, perhaps empty, as text
 
 
@@ -44,7 +44,7 @@ def named(
     text = chosen.first() if which == "first" else chosen.agg(lambda w: "+".join(sorted(set(w))))
     return text.reindex(cells.index).fillna("").where(is_list), odd.groupby(level=0).max()
 
-# %% ../../nbs/datasets/06_egoexolearn.ipynb #176a33df
+# %% ../../nbs/datasets/06_egoexolearn.ipynb #cead2dc5
 NAME = r"(?:^|_)(ego|exo)_(train|val|test)(?:_|\.|$)"
 NEEDS = ("annotation_id", "start_sec", "end_sec")
 HINT = "The names are ego_val_valid.csv, exo_train.csv, fine_annotation_train.csv, …; say which with files=."
@@ -61,7 +61,7 @@ def _table(path: Path) -> pd.DataFrame:
         else: raise AnnotationError(f"{path}: neither a column {source} nor the name says which {column} this is; {HINT}")
     return df.assign(take=df[ids[0]], scenario=df.get("scenario", df.get("scene")), file=path.name, row=np.arange(1, len(df) + 1))
 
-
+# %% ../../nbs/datasets/06_egoexolearn.ipynb #9d96a07a
 def clips(
     root: str | Path,               # folder with the annotation files, and the two narration_*_taxonomy.csv
     files: str = "*_valid.csv",     # names of the files to read, as in a shell; several with commas between them
@@ -84,7 +84,7 @@ def clips(
     kept = ["clip_id", "video", "start_s", "end_s", "view", "camera", "take", "narration", "label", "split", "scenario", "file", "row"]
     return collect("EgoExoLearn", df[[*kept, *(c for c in df if c[0] == "_")]], rules, _counts(df))
 
-# %% ../../nbs/datasets/06_egoexolearn.ipynb #2733af6d
+# %% ../../nbs/datasets/06_egoexolearn.ipynb #c241e64c
 def _labels(df, root: Path, which: str) -> tuple:
     "The rows with `label`, and rules for lists that are none, numbers without a name, and rows of which nothing is told."
     rules, words = [], {}

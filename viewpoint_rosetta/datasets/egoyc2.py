@@ -31,7 +31,7 @@ def _wrong(video: str, entry) -> str | None:
     if not len(times): return "no steps"
     if bad := [t for t in times if not (isinstance(t, list) and len(t) == 2)]: return f"timestamp {bad[0]!r} is no pair of seconds"
 
-
+# %% ../../nbs/datasets/07_egoyc2.ipynb #ef1f294c
 def steps(
     path: Path,     # a JSON file of EgoYC2 or of YouCook2 as it comes with it
     view: str,      # which of both it holds: 'ego' or 'exo'
@@ -51,7 +51,7 @@ def steps(
     seconds = rows[["start_s", "end_s"]].apply(pd.to_numeric, errors="coerce").astype(float)
     return rows.assign(**seconds, view=view, file=path.name), lost
 
-# %% ../../nbs/datasets/07_egoyc2.ipynb #d2a34bbb
+# %% ../../nbs/datasets/07_egoyc2.ipynb #eecca203
 PUBLISHED = {"ego videos": 226}  # EgoYC2, train and eval together
 
 
@@ -79,7 +79,7 @@ def clips(
     return collect("EgoYC2", df, [(mute, "step {_step} has no sentence; nothing says what is done")], _counts(df, ego),
                    [p for _, lost in parts for p in lost], pd.to_numeric(df._duration, errors="coerce"))
 
-
+# %% ../../nbs/datasets/07_egoyc2.ipynb #d365e7ee
 def _split(file: pd.Series, eval_split: str) -> pd.Series:
     if eval_split not in ("test", "val"): raise ValueError(f"eval_split={eval_split!r}: expected test or val")
     named = file.str.extract(r"yc2_(train|eval)", expand=False)

@@ -75,7 +75,7 @@ def aligned(root, window, only):
     df = df.assign(start_s=start, end_s=end, row=np.arange(1, len(df) + 1), _told=df.timestamp)[COLUMNS]
     return df, path, [((seconds < 0) | seconds.isna(), "timestamp {_told} is not a second of the video")], []
 
-
+# %% ../../nbs/datasets/04_howto100m.ipynb #e5423ac1
 def marked(root, window, only):
     "HTM-Align: what people marked, with start and end."
     path = annotation_files(root, "htm_align*.json", "HTM-Align comes as htm_align.json.")[0]
@@ -87,7 +87,7 @@ def marked(root, window, only):
     df = pd.DataFrame(rows, columns=COLUMNS)
     return df, path, [(df._told != "1", "marked as not seen in the video (alignable: {_told})")], lost
 
-
+# %% ../../nbs/datasets/04_howto100m.ipynb #a4d0630e
 def captioned(root, window, only):
     "HowTo100M's captions of the videos in `only`; the others are not kept."
     path = annotation_files(root, "raw_caption.json,caption.json", "Captions come as caption.json or raw_caption.json.")[-1]
@@ -104,7 +104,7 @@ def captioned(root, window, only):
             for k in cells: cells[k] += told[k]
     return pd.DataFrame(cells).rename(columns=dict(start="start_s", end="end_s")), path, [], lost
 
-# %% ../../nbs/datasets/04_howto100m.ipynb #4f3c81fd
+# %% ../../nbs/datasets/04_howto100m.ipynb #b522155e
 ENDINGS = (".mp4", ".webm", ".mkv", ".avi", ".mov")
 
 
@@ -118,7 +118,7 @@ def files_by_name(folder: str | Path) -> dict:  # id: path relative to the folde
             if dot.lower() in ENDINGS: found[stem] = (Path(place) / name).relative_to(folder).as_posix()
     return found
 
-
+# %% ../../nbs/datasets/04_howto100m.ipynb #a593dc61
 def chosen(root: Path, category: str, ids: str) -> tuple:
     "(ids of the videos asked for, or None for all; the task of each, or None)."
     only, tasks = None, None
@@ -138,7 +138,7 @@ def chosen(root: Path, category: str, ids: str) -> tuple:
 def _no_category(path, category, df):
     raise AnnotationError(f"{path}: no category_1 {category!r}; there is {', '.join(sorted(df.category_1.dropna().unique())[:20])}")
 
-# %% ../../nbs/datasets/04_howto100m.ipynb #ece491ff
+# %% ../../nbs/datasets/04_howto100m.ipynb #30924d4c
 PUBLISHED = {"aa": dict(sentences=1_250_000),  # what the paper trains on, rounded
              "align": dict(videos=80),
              "captions": dict(sentences=136_000_000, videos=1_220_000)}  # rounded
@@ -173,7 +173,7 @@ def clips(
     counts = [(what, n, whole.get(what)) for what, n in (("sentences", len(df)), ("videos", df.vid.nunique()))]
     return collect(f"HowTo100M ({path.name})", df.drop(columns=["vid", "text"]), [*missing, *rules], counts, lost)
 
-
+# %% ../../nbs/datasets/04_howto100m.ipynb #c3264557
 def _placed(df, videos, folder, base) -> tuple:
     "The rows with `video`, and the rule for those without a file."
     if not folder: return df.assign(video=video_names(df.vid, videos, base)), []
