@@ -9,6 +9,7 @@ __all__ = ['FLAGS', 'ORIGIN', 'AnnotationError', 'read_json', 'read_table', 'fla
 # %% ../../nbs/datasets/00_annotations.ipynb #550eed17
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def read_json(
     path = _lines(path)
     try: found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise AnnotationError(f"{path}: is no whole JSON file ({error}); download it again") from error
+        raise AnnotationError(f"{path}: is no whole JSON file ({error}); download it again. {hint}".strip()) from error
     if not isinstance(found, kind):
         raise AnnotationError(f"{path}: expected a JSON {kind.__name__} at the top, found a {type(found).__name__}. {hint}".strip())
     if lacking := [k for k in needs if k not in found]:
@@ -112,7 +113,7 @@ def narration_windows(
     alpha = alpha or float(beta.mean())
     if not alpha > 0 or math.isnan(alpha): alpha = 1.  # no video has two narrations
     half = rows.video.map(beta.fillna(alpha)).to_numpy() / (2 * alpha)
-    end = t + half if duration is None else np.minimum(t + half, np.asarray(duration, float))
+    end = t + half if duration is None else np.fmin(t + half, np.asarray(duration, float))  # NaN: not known
     return np.maximum(t - half, 0), end
 
 # %% ../../nbs/datasets/00_annotations.ipynb #18056b8c
@@ -172,7 +173,8 @@ def collect(
     for mask, sentence in rules:
         at = np.flatnonzero(np.asarray(mask, bool) & ~bad)
         bad[at] = True
-        for i in at: reasons[i] = sentence.format(**rows.iloc[i])
+        cells = {c: rows[c].iloc[at] for c in re.findall(r"{(\w+)", sentence)}
+        reasons[at] = [sentence.format(**dict(zip(cells, values))) for values in zip(*cells.values())] if cells else sentence
     sound = rows.index[~bad]
     def left_out(ids, source, told, numbers):
         for n, reason in zip(numbers, told):
