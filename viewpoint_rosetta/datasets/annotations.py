@@ -95,8 +95,9 @@ def find_file(
 
 
 def numbers(values) -> pd.Series:
-    "A column of numbers, NaN for what is none."
-    return pd.to_numeric(pd.Series(list(values), dtype=object), errors="coerce").astype(float)
+    "A column of finite numbers, NaN for what is none."
+    found = pd.to_numeric(pd.Series(list(values), dtype=object), errors="coerce").astype(float)
+    return found.where(np.isfinite(found))
 
 # %% ../../nbs/datasets/00_annotations.ipynb #107cfdf8
 FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}

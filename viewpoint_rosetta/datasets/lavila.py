@@ -33,7 +33,8 @@ def read_rows(
     for i, r in enumerate(listed, 1):
         if isinstance(r, (list, tuple)) and len(r) >= 4: sound.append((*r[:4], i))
         else: problems.append((None, Path(path).name, i, f"is not (video, start, end, text): {str(r)[:60]}"))
-    if not sound: raise AnnotationError(f"{path}: no row of {len(listed):,} is (video, start, end, text); the first is {str(listed[:1])[:80]}")
+    if not sound:
+        raise AnnotationError(f"{path}: no row of {len(listed):,} is (video, start, end, text); the first is {str(listed[:1])[:80]}")
     videos, starts, ends, texts, row = map(list, zip(*sound))
     return pd.DataFrame(dict(video_uid=videos, start_s=numbers(starts), end_s=numbers(ends), texts=texts, row=row)), problems
 
@@ -79,7 +80,7 @@ def clips(
     if own: df = df[df.own.fillna(False).astype(bool)].reset_index(drop=True)
     first, inside, until, cut = pieces(df.start_s, df.end_s, chunk)
     take, number = df.video_uid.astype(str), df.row.astype(str) + ("-" + df.version.astype(str) if texts == "all" else "")
-    piece = "/" + pd.Series(np.where(np.isfinite(first), first, 0)).astype(int).astype(str) + ".mp4" if chunk else ""
+    piece = "/" + pd.Series(np.nan_to_num(first)).astype(int).astype(str) + ".mp4" if chunk else ""
     rows = pd.DataFrame(dict(
         clip_id=f"{NAME}:{path.stem}:" + number, video="/".join([*filter(None, [base, folder]), ""]) + take + ".mp4" + piece,
         start_s=inside.round(3), end_s=until.round(3), view="ego", camera="ego", take=take, narration=df.narration, split=split,
