@@ -7,7 +7,8 @@ __all__ = ['SHOWN', 'GAP', 'COMMANDS', 'LINE', 'bench_text', 'translator_text', 
            'within_takes', 'window_retrieval', 'two_views', 'translate_own', 'retrieval_text', 'parsed_changes',
            'opened', 'shipped_line', 'rows_of', 'walk', 'demo', 'own', 'world', 'take_clips', 'index_command',
            'extract_command', 'translator_command', 'match_command', 'train_command', 'bench_command', 'report_command',
-           'verify_command', 'common', 'parser', 'options', 'is_full', 'told', 'mendable', 'say', 'main']
+           'verify_command', 'doctor_command', 'common', 'parser', 'options', 'is_full', 'told', 'mendable', 'say',
+           'main']
 
 # %% ../nbs/13_cli.ipynb #115c9c80
 import argparse
@@ -405,9 +406,32 @@ def verify_command(args):
     print(verify_text(args.checkpoint))
 
 
+def doctor_command(args):
+    """Before a run: is the manifest right, are the videos there and whole, what will it cost on this machine? A plan, and nothing is done.
+
+    Reads   MANIFEST as `rosetta index` takes it; looks up all its videos and opens a sample (about a minute), or all with --full;
+            RUN, for what is done there already.
+    Writes  nothing beside data or results; what was found in a video is remembered in $VR_HOME/doctor or the user's cache.
+    Again   goes on: videos that were opened before, and are the same, are not opened again.
+    Ends    with 0 if nothing is in the way, 2 if there is something to mend.
+
+    rosetta doctor clips.csv --root videos/ --run runs/mine
+    rosetta doctor clips.csv --root videos/ --full --workers 16 --json > plan.json"""
+    from viewpoint_rosetta import doctor
+    df, findings = doctor.read_all(args.manifest, args.root)
+    line = opened(args, f"own-{slug(Path(args.manifest).stem)}", root=df.attrs["root"])
+    frames, notes = line.settings.encoder.frames, doctor.notes_for(args.manifest, df.attrs["root"])
+    if args.forget: notes.forget()
+    looks = doctor.DoctorSettings(frames, args.sample, full=args.full, workers=args.workers, seed=line.seed)
+    videos = doctor.examine(df, notes, looks, line.progress)
+    findings += doctor.video_findings(df, videos, frames) + doctor.table_findings(df, frames, videos)
+    print(*sorted(findings, key=lambda f: doctor.LEVELS.index(f.level)), sep="\n")
+    return 2 if any(f.level == "mend" for f in findings) else 0
+
+
 COMMANDS = {"demo": demo, "world": world, "index": index_command, "extract": extract_command,
             "train-translator": translator_command, "match": match_command, "train": train_command,
-            "bench": bench_command, "report": report_command, "verify": verify_command}
+            "bench": bench_command, "report": report_command, "doctor": doctor_command, "verify": verify_command}
 LINE = ("From ego and exo video to a benchmark of view-invariant features, step by step. Each step keeps its result in the "
         "run folder and is done again only when something it depends on changed.")
 
@@ -447,9 +471,14 @@ def options(add: dict, world: argparse.ArgumentParser):
     add["demo"]("--world-run", metavar="DIR", help="with --manifest: run folder of the world-trained translator")
     add["index"]("manifest", metavar="MANIFEST", help=".csv, .tsv or .parquet, a row per clip")
     add["index"]("--splits", nargs=3, type=float, metavar=("TRAIN", "VAL", "TEST"), help="deal splits anew, by shares")
-    for name in ("demo", "index"):
+    add["doctor"]("manifest", metavar="MANIFEST", help=".csv, .tsv or .parquet, a row per clip")
+    add["doctor"]("--sample", type=int, metavar="N", help="videos to open (default: as many as a minute allows)")
+    add["doctor"]("--full", action="store_true", help="open all videos")
+    add["doctor"]("--workers", type=int, default=2, metavar="N", help="processes that open videos (default 2)")
+    add["doctor"]("--forget", action="store_true", help="open again what was opened before")
+    for name in ("demo", "index", "doctor"):
         add[name]("--root", metavar="DIR", help="folder the videos are relative to (default: the manifest's)")
-        add[name]("--skip-bad", action="store_true", help="leave out rows that cannot be used; they go on record")
+        if name != "doctor": add[name]("--skip-bad", action="store_true", help="leave out rows that cannot be used; they go on record")
     size = world.add_mutually_exclusive_group(required=True).add_argument
     size("--episodes", type=int, metavar="N", help="a world of about N episodes")
     size("--small", "--shipped", action="store_true", help="the world that comes with the package")
@@ -505,7 +534,7 @@ def main(argv=None) -> int:
     try:
         with warnings.catch_warnings():
             say(args.name)
-            args.command(args)
+            return args.command(args) or 0
     except KeyboardInterrupt as stop:
         notes = "; ".join(getattr(stop, "__notes__", [])) or "stopped before a step began"
         print(f"\nrosetta {args.name}: {notes}. Run the same command again to go on.", file=sys.stderr)
@@ -515,4 +544,3 @@ def main(argv=None) -> int:
         defect = "" if mendable(error) else f"{type(error).__name__}, a defect; please report it with what --debug shows: "
         print(f"rosetta {args.name}: {defect}{told(error)}", file=sys.stderr)
         return 1 if defect else 2
-    return 0
