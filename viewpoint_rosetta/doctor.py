@@ -303,7 +303,7 @@ def row_findings(problems: pd.DataFrame, n: int) -> list:  # row, clip_id, reaso
                     tuple(f"row {p.row}, clip_id {p.clip_id!r}: {p.reason}" for p in rows.head(3).itertuples()))
             for reason, rows in sorted(worst, key=lambda item: -len(item[1]))]
 
-# %% ../nbs/12_doctor.ipynb #02e9b3b6
+# %% ../nbs/12_doctor.ipynb #bce2522b
 def lost_clips(df: pd.DataFrame, sick: pd.DataFrame, frames: int) -> int:
     "How many clips the sick videos cost: behind the end of a truncated or short one, else all of it."
     end = sick.set_index("video").holds_s.where(sick.set_index("video").kind.isin(["truncated", "too short"]), -1.)
@@ -333,12 +333,13 @@ def video_findings(
                                    f"are bad (95% confidence)", "--full opens all, --sample N more; what was opened is remembered"))
     fine = looked[looked.kind == ""]
     if len(fine):
-        kinds = Counter(f"{v.codec} {v.width:.0f}×{v.height:.0f} at {v.fps:g}" for v in fine.itertuples()).most_common(4)
+        kinds = Counter(f"{v.codec} {v.width:.0f}×{v.height:.0f} at {v.fps:g}" for v in fine.itertuples())
         odd = f"; {(fine.even == False).sum()} have an uneven rate, which is fine: frames are taken by time" * bool((fine.even == False).any())
-        out.append(Finding("note", f"{len(fine)} videos that were opened are well: " + ", ".join(f"{k} {name}" for name, k in kinds) + odd))
+        out.append(Finding("note", f"{len(fine)} videos that were opened are well: " + ", ".join(f"{k} {name}" for name, k in kinds.most_common(4))
+                           + f", {len(kinds) - 4} other kinds" * (len(kinds) > 4) + odd))
     return out
 
-# %% ../nbs/12_doctor.ipynb #38bbfb8d
+# %% ../nbs/12_doctor.ipynb #bb4f3252
 def table_findings(
     df: pd.DataFrame,              # a clip table
     frames: int,                   # that will be taken of a clip
@@ -360,7 +361,9 @@ def table_findings(
     add("mend", lacking, f"no clip is in {', '.join(lacking)}", "rosetta index --splits 0.8 0.1 0.1 deals splits anew")
     out += _pair_findings(df, split)
     told = df.narration.dropna()
-    add("mind", len(told) < len(df), f"{len(df) - len(told)} of {len(df)} clips have no narration: matched by what is seen alone")
+    add("mind", not len(told), "no clip has a narration: f_phi, which learns from video and text, cannot be trained on these clips",
+        "add narrations; or translate with what was learned on the embedded world: rosetta demo --manifest")
+    add("mind", 0 < len(told) < len(df), f"{len(df) - len(told)} of {len(df)} clips have no narration: matched by what is seen alone")
     if len(told) and (twice := told.duplicated(keep=False).mean()) > .5:
         most = told.value_counts()
         add("note", True, f"{twice:.0%} of the narrations are said more than once, {most.index[0]!r} {most.iloc[0]} times: text alone cannot tell such clips apart")
