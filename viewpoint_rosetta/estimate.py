@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GB', 'SLACK', 'LOADING', 'SENTENCE', 'memory_limit', 'peak_memory', 'Machine', 'this_machine', 'Rate', 'repeat',
            'decode_rate', 'forward_rate', 'noise_bank', 'training_rates', 'other_rates', 'test_rate', 'Rates', 'dealt',
-           'measure', 'Plan', 'forecast', 'machine_findings', 'size', 'span', 'weights_findings', 'plan_text']
+           'measure', 'size', 'span', 'Plan', 'forecast', 'machine_findings', 'weights_findings', 'plan_text']
 
 # %% ../nbs/12_estimate.ipynb #2c05476f
 import os
@@ -128,7 +128,7 @@ def forward_rate(backbone, frames: int, size: int, seconds: float = 2) -> Rate: 
     x = torch.randn(backbone.batch, 3, size, size, device=backbone.mean.device)
     return repeat(lambda: backbone(x).cpu(), seconds) * (frames / len(x))
 
-# %% ../nbs/12_estimate.ipynb #b350406e
+# %% ../nbs/12_estimate.ipynb #fc906a1b
 def noise_bank(settings, n: int, dim: int, seed: int = 0) -> Bank:
     "Noise in the shape of a whitened bank."
     e, g = settings.encoder, np.random.default_rng(seed)
@@ -184,10 +184,8 @@ def test_rate(df: pd.DataFrame, width: int, most: int = 400, seed: int = 0) -> t
     def embed(rows):
         z = rng.standard_normal((len(rows), width), np.float32)
         return z / np.linalg.norm(z, axis=1, keepdims=True)
-    start = time.perf_counter()
-    try: evaluate(embed, some, "noise", 0, "noise")
+    try: return repeat(lambda: evaluate(embed, some, "noise", 0, "noise"), 0, 1), min(most, len(test))
     except ValueError: return None, 0  # nothing that could be tested
-    return Rate.of([time.perf_counter() - start]), min(most, len(test))
 
 # %% ../nbs/12_estimate.ipynb #cb788f5d
 @dataclass(frozen=True)
@@ -228,6 +226,22 @@ def measure(
     test, tested = test_rate(df, e.out)
     biggest = tuple(int(well[side].max()) if len(well) else 0 for side in ("height", "width"))
     return Rates(decoding, forward, steps, other_rates(settings), test, tested, dim, peak_memory(), biggest)
+
+# %% ../nbs/12_estimate.ipynb #50d27c70
+def size(n: float) -> str:
+    "Bytes for people: 1.2 GB."
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000: return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} TB"
+
+
+def span(low: float, high: float) -> str:
+    "A range of seconds for people: 2 to 5 h."
+    for most, unit, one in ((100, "s", 1), (100 * 60, "min", 60), (72 * 3600, "h", 3600), (float("inf"), "days", 86400)):
+        if high < most: break
+    low, high = (f"{v / one:.2g}" if v / one < 100 else f"{v / one:.0f}" for v in (low, high))
+    return f"{high} {unit}" if low == high else f"{low} to {high} {unit}"
 
 # %% ../nbs/12_estimate.ipynb #a1580b1b
 SLACK = .8, 1.3  # on top of the quartiles: the same work on the same machine takes this much less or more an hour later
@@ -337,7 +351,7 @@ def forecast(
         plan.methods(methods, seed)
     return plan.table()
 
-# %% ../nbs/12_estimate.ipynb #9c98b6ad
+# %% ../nbs/12_estimate.ipynb #e81e9edf
 def machine_findings(
     table: pd.DataFrame,  # from `forecast`, the steps that are still to do
     machine: Machine,
@@ -352,22 +366,6 @@ def machine_findings(
         out.append(Finding("mend", f"step {most.step} needs about {size(most.memory)} of memory, there are {size(machine.memory)}", less))
     if days > 1: out.append(Finding("mind", f"more than {days:.0f} days of work", "--device auto on a machine with a GPU; a smaller --backbone; less --set train.steps=N"))
     return out
-
-
-def size(n: float) -> str:
-    "Bytes for people: 1.2 GB."
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 1000: return f"{n:.3g} {unit}"
-        n /= 1000
-    return f"{n:.3g} TB"
-
-
-def span(low: float, high: float) -> str:
-    "A range of seconds for people: 2 to 5 h."
-    for most, unit, one in ((100, "s", 1), (100 * 60, "min", 60), (72 * 3600, "h", 3600), (float("inf"), "days", 86400)):
-        if high < most: break
-    low, high = (f"{v / one:.2g}" if v / one < 100 else f"{v / one:.0f}" for v in (low, high))
-    return f"{high} {unit}" if low == high else f"{low} to {high} {unit}"
 
 # %% ../nbs/12_estimate.ipynb #c795fef5
 def weights_findings(
@@ -390,7 +388,7 @@ def weights_findings(
             out.append(Finding("mind", f"the weights of {backbone} are not on this machine", "extract fetches them once over the network"))
     return out
 
-# %% ../nbs/12_estimate.ipynb #cb09d556
+# %% ../nbs/12_estimate.ipynb #b6377ea3
 def plan_text(
     findings: list,       # of Finding
     machine: Machine,
@@ -404,7 +402,7 @@ def plan_text(
     rows = [("step", "time", "disk", "memory", "how")]
     rows += [(r.step, "done" if r.done else span(r.low_s, r.high_s), "" if r.done else size(r.disk), "" if r.done else size(r.memory), "" if r.done else r.how)
              for r in table.itertuples()]
-    if len(todo): rows.append(("all", span(todo.low_s.sum(), todo.high_s.sum()), size(todo.disk.sum()), size(todo.memory.max()), "of what is not done"))
+    if len(todo): rows.append(("all", span(todo.low_s.sum(), todo.high_s.sum()), size(todo.disk.sum()), size(todo.memory.max()), "of what is not done, with one seed"))
     wide = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, [*wide, 0])).rstrip() for row in rows]
     count = {level: sum(f.level == level for f in findings) for level in order}
