@@ -428,6 +428,7 @@ def finished(line: Line, row: str, also=None, **filled) -> bool:
     "Would a row of STEPS be reused, as far as recipes, files, settings and code tell? `also` as in `step`; nothing is written."
     from dataclasses import asdict
     from viewpoint_rosetta.artifacts import code_version
+    filled = {k: v for k, v in filled.items() if f"{{{k}}}" in row}
     name, does = row.format(**filled), STEPS[row]
     kept, before = line.kept(f"{name}.recipe.json"), [step for step in does.after if not finished(line, step, **filled)]
     if not kept or before or kept["code"] != code_version(*sources(*does.code)): return False

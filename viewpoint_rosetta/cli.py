@@ -432,7 +432,7 @@ def next_commands(args, line: Line, table, dealt, bad_rows: bool) -> list:
     chosen = [w for name in ("preset", "backbone", "device") if getattr(args, name) for w in (f"--{name}", getattr(args, name))]
     chosen = shlex.join([*words, "--run", str(line.folder), *chosen, *(w for change in args.set or () for w in ("--set", change))])
     todo = set(table.step[~table.done])
-    if not any(step.startswith("encoder/") for step in table.step): return [f"rosetta demo --manifest {chosen}"]
+    if not any(step.startswith("encoder/") for step in table.step): return [f"rosetta demo --manifest {chosen}" + " --skip-bad" * bad_rows]
     index = f"rosetta index {chosen}" + " --skip-bad" * bad_rows + " --splits 0.8 0.1 0.1" * dealt
     return [*[index] * ("index" in todo), *[f"rosetta extract {where}"] * ("extract" in todo),
             f"rosetta bench --seeds 5 {where}", f"rosetta report {where}"]

@@ -339,7 +339,7 @@ def video_findings(
                            + f", {len(kinds) - 4} other kinds" * (len(kinds) > 4) + odd))
     return out
 
-# %% ../nbs/12_doctor.ipynb #bb4f3252
+# %% ../nbs/12_doctor.ipynb #57d9d2be
 def table_findings(
     df: pd.DataFrame,              # a clip table
     frames: int,                   # that will be taken of a clip
@@ -358,7 +358,8 @@ def table_findings(
             "rosetta index --splits 0.8 0.1 0.1 deals splits that keep them together")
     add("mind", not split, "no clip has a split: trainings and the table need train, val and test", "rosetta index --splits 0.8 0.1 0.1 deals them")
     lacking = [name for name in SPLITS if split and name not in set(df.split)]
-    add("mend", lacking, f"no clip is in {', '.join(lacking)}", "rosetta index --splits 0.8 0.1 0.1 deals splits anew")
+    for name in lacking:  # settings are chosen on val: only who chooses anew needs it
+        add("mind" if name == "val" else "mend", True, f"no clip is in {name}", "rosetta index --splits 0.8 0.1 0.1 deals splits anew")
     out += _pair_findings(df, split)
     told = df.narration.dropna()
     add("mind", not len(told), "no clip has a narration: f_phi, which learns from video and text, cannot be trained on these clips",
