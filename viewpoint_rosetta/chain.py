@@ -6,7 +6,7 @@
 __all__ = ['RESUMED', 'STEPS', 'USUAL', 'Step', 'sources', 'slug', 'with_changes', 'Steps', 'Line', 'told_clips', 'gathered',
            'index', 'video_stamp', 'stamps', 'same_videos', 'load_frozen', 'frame_features', 'text_features',
            'settle_problems', 'extract', 'whiten', 'train_phi', 'compared', 'train_translator', 'match', 'train',
-           'gather', 'write_vectors', 'maps', 'path_map', 'seconds_taken']
+           'gather', 'write_vectors', 'maps', 'path_map', 'finished', 'seconds_taken']
 
 # %% ../nbs/13_chain.ipynb #33ea345f
 import json
@@ -461,6 +461,20 @@ def path_map(line: Line, seed: int, test, shown: int = 6):
     ridge = translator.Ridge().fit(*paired, seed=seed, groups=methods.rooms_of(line.blind, pairs))(z_ego)
     write_vectors(line, "path", dict(ids=some.clip_id.tolist(), exo_ids=exo.clip_id.tolist()),
                   z_t=path.z_0[:, :, 0].transpose(0, 1), exo=z_exo, ridge=ridge, identity=z_ego)
+
+# %% ../nbs/13_chain.ipynb #b2c1d0e2
+def finished(line: Line, row: str, also=None, **filled) -> bool:
+    "Would a row of STEPS be reused, as far as recipes, files, settings and code tell? `also` as in `step`; nothing is written."
+    from dataclasses import asdict
+    from viewpoint_rosetta.artifacts import code_version
+    filled = {k: v for k, v in filled.items() if f"{{{k}}}" in row}
+    name, does = row.format(**filled), STEPS[row]
+    kept, before = line.kept(f"{name}.recipe.json"), [step for step in does.after if not finished(line, step, **filled)]
+    if not kept or before or kept["code"] != code_version(*sources(*does.code)): return False
+    parts = vars(line.settings) if "*" in does.settings else {p: getattr(line.settings, p) for p in does.settings}
+    now = json.loads(json.dumps(parts | (also or {}) | filled, default=asdict))
+    return (all(kept["settings"].get(k) == v for k, v in now.items())
+            and all((line.folder / file.format(**filled)).exists() for file in does.writes))
 
 # %% ../nbs/13_chain.ipynb #7a4b1d73
 def seconds_taken(folder: Path) -> dict:

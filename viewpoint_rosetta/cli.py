@@ -7,8 +7,9 @@ __all__ = ['SHOWN', 'GAP', 'ADAPTERS', 'COMMANDS', 'LINE', 'bench_text', 'transl
            'page', 'within_takes', 'window_retrieval', 'two_views', 'translate_own', 'retrieval_text', 'parsed_changes',
            'opened', 'shipped_line', 'rows_of', 'walk', 'demo', 'own', 'world', 'take_clips', 'index_command',
            'extract_command', 'translator_command', 'match_command', 'adapter', 'adapter_options', 'options_text',
-           'option_values', 'import_command', 'train_command', 'bench_command', 'report_command', 'verify_command',
-           'common', 'parser', 'options', 'is_full', 'told', 'mendable', 'say', 'main']
+           'option_values', 'import_command', 'train_command', 'bench_command', 'report_command', 'done_already',
+           'stored_clips', 'next_commands', 'doctor_command', 'tell_plan', 'verify_command', 'common', 'parser',
+           'options', 'is_full', 'told', 'mendable', 'say', 'main']
 
 # %% ../nbs/13_cli.ipynb #115c9c80
 import argparse
@@ -23,7 +24,7 @@ import warnings
 from pathlib import Path
 
 # %% ../nbs/13_cli.ipynb #302b4877
-from .chain import Line, extract, frame_features, gather, index, maps, match, slug, stamps
+from .chain import Line, extract, finished, frame_features, gather, index, maps, match, slug, stamps
 from .chain import seconds_taken, told_clips, train, train_translator, write_vectors
 
 # %% ../nbs/13_cli.ipynb #08202165
@@ -467,6 +468,98 @@ def report_command(args):
     if (line.folder / f"encoder/ours/{seeds[0]}.recipe.json").exists(): maps(line, seeds[0])
     print(f"report: {page(line, seeds, line.kept('facts.json').get('note', ''))}")
 
+# %% ../nbs/13_cli.ipynb #c3d2e1f1
+def done_already(line: Line, manifest: Path, steps) -> list:
+    "Which steps of a forecast would be reused (bool); none if the manifest is not the one that was indexed."
+    from viewpoint_rosetta.artifacts import fingerprint
+    same = fingerprint(manifest) in line.kept("index.recipe.json").get("inputs", {}).values()
+    def known(step):
+        row, *middle, seed = step.split("/") if "/" in step else (step, "")
+        if not seed: return finished(line, row)
+        return finished(line, f"{row}/{{seed}}", seed=int(seed)) if not middle else finished(
+            line, "encoder/{method}/{seed}", method=slug("/".join(middle)), seed=int(seed))
+    return [same and known(step) for step in steps]
+
+
+def stored_clips(line: Line, df) -> tuple:
+    "How many of these clips have features in the run folder, and a finding if `extract` would refuse to add to them."
+    from math import isqrt
+    from viewpoint_rosetta.doctor import Finding
+    from viewpoint_rosetta.features import FeatureStore, StoreError, changes
+    s, e, folder = line.settings, line.settings.encoder, line.folder / "features"
+    try: store = FeatureStore(folder)
+    except StoreError as error: return 0, [Finding("mend", str(error))]
+    if not store.meta: return 0, []
+    now = dict(backbone=dict(name=line.choice["backbone"], grid=isqrt(e.cells), size=s.size, precision=s.precision), frames=e.frames)
+    was = dict(backbone={k: store.meta.get("backbone", {}).get(k) for k in now["backbone"]}, frames=store.meta.get("frames"))
+    if changed := changes(was, now):
+        return 0, [Finding("mend", f"{folder} holds features made with other settings, so extract will refuse: {'; '.join(changed)}",
+                           "choose another --run, or delete that folder")]
+    return int(df.clip_id.isin(store.ids).sum()), []
+
+
+def next_commands(args, line: Line, table, dealt, bad_rows: bool) -> list:
+    "What to type, without what is done."
+    import shlex
+    where = shlex.join(["--run", str(line.folder)])
+    words = [args.manifest, "--root", line.choice["root"]]
+    chosen = [w for name in ("preset", "backbone", "device") if getattr(args, name) for w in (f"--{name}", getattr(args, name))]
+    chosen = shlex.join([*words, "--run", str(line.folder), *chosen, *(w for change in args.set or () for w in ("--set", change))])
+    todo = set(table.step[~table.done])
+    if not any(step.startswith("encoder/") for step in table.step): return [f"rosetta demo --manifest {chosen}" + " --skip-bad" * bad_rows]
+    index = f"rosetta index {chosen}" + " --skip-bad" * bad_rows + " --splits 0.8 0.1 0.1" * dealt
+    return [*[index] * ("index" in todo), *[f"rosetta extract {where}"] * ("extract" in todo),
+            f"rosetta bench --seeds 5 {where}", f"rosetta report {where}"]
+
+# %% ../nbs/13_cli.ipynb #c3d2e1f2
+def doctor_command(args):
+    """Before a run: is the manifest right, are the videos there and whole, what will it cost on this machine? A plan; nothing is done.
+
+    Reads   MANIFEST as `rosetta index` takes it; looks up all its videos and opens a sample (a minute's worth), or all with --full;
+            RUN, for what is done there already. Then tries every step for a second or two.
+    Writes  nothing beside data or results; what was found in a video is remembered in doctor/ of $VR_HOME or the user's cache.
+    Again   goes on: a video that was opened before and is the same is not opened again.
+    Ends    with 0 if nothing is in the way, 2 if there is something to mend.
+
+    rosetta doctor clips.csv --root videos/ --run runs/mine
+    rosetta doctor clips.csv --root videos/ --full --workers 16 --json > plan.json"""
+    from viewpoint_rosetta import doctor
+    df, findings = doctor.read_all(args.manifest, args.root)
+    line, bad_rows = opened(args, f"own-{slug(Path(args.manifest).stem)}", root=df.attrs["root"]), bool(findings)
+    frames, notes, videos = line.settings.encoder.frames, doctor.notes_for(args.manifest, df.attrs["root"]), None
+    if args.forget: notes.forget()
+    looks = doctor.DoctorSettings(frames, args.sample, full=args.full, workers=args.workers, timeout_s=args.timeout, seed=line.seed)
+    try: videos = doctor.examine(df, notes, looks, line.progress) if len(df) else None
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"stopped while looking at videos: what was found is kept in {notes.path}")
+        raise
+    if videos is not None: findings += doctor.video_findings(df, videos, frames) + doctor.table_findings(df, frames, videos)
+    return tell_plan(args, line, df, videos, findings, bad_rows)
+
+
+def tell_plan(args, line: Line, df, videos, findings: list, bad_rows: bool) -> int:
+    "Measure, forecast, print; the exit code."
+    from dataclasses import asdict
+    import pandas as pd
+    from viewpoint_rosetta import estimate
+    findings += estimate.weights_findings(args.weights, line.choice["backbone"])
+    machine, table, commands = estimate.this_machine(line.folder, line.choice["device"]), pd.DataFrame(columns=["step", "done"]), []
+    if len(df):
+        stored, more = stored_clips(line, df)
+        rates = estimate.measure(df, videos, line.settings, line.choice["backbone"], line.choice["device"])
+        table = estimate.forecast(df, line.settings, rates, machine, stored=stored, seed=line.seed)
+        table["done"] = done_already(line, Path(args.manifest), table.step)
+        findings += more + (estimate.machine_findings(table[~table.done], machine) if not table.done.all() else [])
+        commands = next_commands(args, line, table, not df.split.notna().any(), bad_rows)
+    code = 2 if any(f.level == "mend" for f in findings) else 0
+    if args.json:
+        sick = videos[videos.kind != ""][["video", "row", "clips", "kind", "said"]].to_dict("records") if videos is not None else []
+        opened_n = int(videos.looked.sum()) if videos is not None else 0
+        print(json.dumps(dict(ok=not code, clips=len(df), videos=0 if videos is None else len(videos), opened=opened_n, findings=[asdict(f) for f in findings],
+                              sick=sick, machine=asdict(machine), steps=table.to_dict("records"), commands=commands), indent=1, default=str))
+    else: print(estimate.plan_text(findings, machine, table, commands))
+    return code
+
 # %% ../nbs/13_cli.ipynb #2fd75f29
 def verify_command(args):
     """Say what a checkpoint holds, without running anything in it: architecture, size, preprocessing, licence, fingerprint.
@@ -481,7 +574,7 @@ def verify_command(args):
 
 COMMANDS = {"demo": demo, "world": world, "import": import_command, "index": index_command, "extract": extract_command,
             "train-translator": translator_command, "match": match_command, "train": train_command,
-            "bench": bench_command, "report": report_command, "verify": verify_command}
+            "bench": bench_command, "report": report_command, "doctor": doctor_command, "verify": verify_command}
 LINE = ("From ego and exo video to a benchmark of view-invariant features, step by step. Each step keeps its result in the "
         "run folder and is done again only when something it depends on changed.")
 
@@ -527,9 +620,18 @@ def options(add: dict, world: argparse.ArgumentParser):
     add["import"]("--out", metavar="DIR", help="where the table goes")
     add["import"]("-o", "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the data set, e.g. -o base=htm")
     add["index"]("--splits", nargs=3, type=float, metavar=("TRAIN", "VAL", "TEST"), help="deal splits anew, by shares")
-    for name in ("demo", "index"):
+    doctor = add["doctor"]
+    doctor("manifest", metavar="MANIFEST", help=".csv, .tsv or .parquet, a row per clip")
+    doctor("--sample", type=int, metavar="N", help="videos to open (default: as many as a minute allows)")
+    doctor("--full", action="store_true", help="open all videos")
+    doctor("--workers", type=int, default=2, metavar="N", help="processes that open videos (default 2)")
+    doctor("--timeout", type=float, default=20, metavar="S", help="seconds after which a video that gives no answer is given up (default 20)")
+    doctor("--weights", metavar="FILE", help="also look into this checkpoint")
+    doctor("--json", action="store_true", help="the plan for machines, with every sick video")
+    doctor("--forget", action="store_true", help="open again what was opened before")
+    for name in ("demo", "index", "doctor"):
         add[name]("--root", metavar="DIR", help="folder the videos are relative to (default: the manifest's)")
-        add[name]("--skip-bad", action="store_true", help="leave out rows that cannot be used; they go on record")
+        if name != "doctor": add[name]("--skip-bad", action="store_true", help="leave out rows that cannot be used; they go on record")
     size = world.add_mutually_exclusive_group(required=True).add_argument
     size("--episodes", type=int, metavar="N", help="a world of about N episodes")
     size("--small", "--shipped", action="store_true", help="the world that comes with the package")
@@ -585,7 +687,7 @@ def main(argv=None) -> int:
     try:
         with warnings.catch_warnings():
             say(args.name)
-            args.command(args)
+            return args.command(args) or 0
     except KeyboardInterrupt as stop:
         notes = "; ".join(getattr(stop, "__notes__", [])) or "stopped before a step began"
         print(f"\nrosetta {args.name}: {notes}. Run the same command again to go on.", file=sys.stderr)
@@ -595,4 +697,3 @@ def main(argv=None) -> int:
         defect = "" if mendable(error) else f"{type(error).__name__}, a defect; please report it with what --debug shows: "
         print(f"rosetta {args.name}: {defect}{told(error)}", file=sys.stderr)
         return 1 if defect else 2
-    return 0
