@@ -232,20 +232,20 @@ def same_videos(line: Line, now: dict):
     line.keep("videos.json", kept | now)
 
 # %% ../nbs/13_chain.ipynb #7c3478f0
-def frame_features(line: Line, df):
-    "Frames of the clips of `df` through the frozen backbone into the run's store, which it returns."
+def frame_features(line: Line, df, engine=None):
+    "Frames of the clips of `df` through the frozen backbone into the run's store, which it returns; engine None: local."
     from math import isqrt
     import torch
     from viewpoint_rosetta.encoders import load_backbone
-    from viewpoint_rosetta.features import FeatureStore, extract as extract_frames
+    from viewpoint_rosetta.features import FeatureStore, computed, extract as extract_frames
     if not hasattr(line, "backbone"):
-        gpu = line.choice["device"] == "auto" and torch.cuda.is_available()
+        gpu = engine is None and line.choice["device"] == "auto" and torch.cuda.is_available()
         line.backbone = load_backbone(line.choice["backbone"], isqrt(line.settings.encoder.cells), line.settings.size,
                                       precision=line.settings.precision)
         line.backbone.to("cuda" if gpu else "cpu")
     store = FeatureStore(line.folder / "features")
     extract_frames(df, line.backbone, store, line.settings.encoder.frames, on_problem=line.run.problem,
-                   progress=line.progress)
+                   progress=line.progress, engine=engine or computed)
     return store
 
 
@@ -274,13 +274,13 @@ def settle_problems(line: Line):
     if len(left): print(f"  {left.clip_id.nunique()} clips cannot be used and are left out, see {path}; the first: {first}")
 
 
-def extract(line: Line):
-    "Frames and narrations of every clip, once."
+def extract(line: Line, engine=None):
+    "Frames and narrations of every clip, once; by the local engine or another, whose result is the same."
     df, encoder = line.table, line.settings.encoder
     now = stamps(df)
     def make():
         same_videos(line, now)
-        frame_features(line, df).compact()
+        frame_features(line, df, engine).compact()
         text_features(line, df)
     line.step("extract", make, dict(videos=now, frames=encoder.frames, cells=encoder.cells,
                                     backbone=line.choice["backbone"]))
