@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from test_features import Fake, table, write_video
+from test_features import Fake, Words, table, write_video
 from viewpoint_rosetta import cluster
 from viewpoint_rosetta.cluster import Tally, Worker, as_row, blocks_of, connected, extract_ray, imported, on_ray, passes_of, settled
 from viewpoint_rosetta.features import FeatureStore, computed, extract, plan
@@ -207,3 +207,44 @@ def test_an_address_where_nobody_answers(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     with pytest.raises(OSError, match="no Ray cluster at '10.0.0.1:6379'.*`ray status`"):
         with connected(): pass
+
+
+# --- the command
+
+class Still(Fake):
+    def to(self, device): return self
+
+
+@pytest.fixture
+def command(monkeypatch, folder, clips, tmp_path):
+    "`rosetta` over stand-ins for the models, and a folder that holds a manifest."
+    from viewpoint_rosetta import cli, encoders
+    monkeypatch.setattr(encoders, "load_backbone", lambda *args, **kwargs: Still())
+    monkeypatch.setattr(encoders, "SentenceEncoder", Words)
+    ego = clips[:114].assign(view="ego", narration="C opens it")
+    ego.to_csv(tmp_path / "clips.csv", index=False)
+    return cli.main, tmp_path
+
+
+def test_the_command_with_either_engine(ray, command, folder, capsys):
+    main, tmp = command
+    for engine in ("local", "ray"):
+        run = ["--run", str(tmp / engine)]
+        assert main(["index", str(tmp / "clips.csv"), "--root", str(folder), *run]) == 0
+        assert main(["extract", "--engine", engine, *run]) == 0, capsys.readouterr().err
+    stores = [FeatureStore(tmp / engine / "features") for engine in ("local", "ray")]
+    assert contents(stores[0]) == contents(stores[1]) and len(stores[0]) == 114
+    capsys.readouterr()
+    assert main(["extract", "--engine", "local", "--run", str(tmp / "ray")]) == 0
+    assert "extract: reuse" in capsys.readouterr().out, "the engine is no part of the recipe"
+
+
+def test_the_command_without_ray_or_with_options_that_do_not_fit(command, folder, capsys, monkeypatch):
+    main, tmp = command
+    run = ["--run", str(tmp / "run")]
+    main(["index", str(tmp / "clips.csv"), "--root", str(folder), *run])
+    capsys.readouterr()
+    assert main(["extract", "--workers", "2", *run]) == 2 and "--workers and --ray-address are for --engine ray" in capsys.readouterr().err
+    for name in [name for name in sys.modules if name.split(".")[0] == "ray"]: monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(["extract", "--engine", "ray", *run]) == 2 and "pip install 'viewpoint_rosetta[ray]'" in capsys.readouterr().err

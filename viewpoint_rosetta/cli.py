@@ -516,7 +516,7 @@ def main(argv=None) -> int:
             say(args.name)
             args.command(args)
     except KeyboardInterrupt as stop:
-        notes = "; ".join(getattr(stop, "__notes__", [])) or "stopped before a step began"
+        notes = "; ".join(getattr(stop, "__notes__", [])) or "stopped between two steps; what is finished is kept"
         print(f"\nrosetta {args.name}: {notes}. Run the same command again to go on.", file=sys.stderr)
         return 130
     except Exception as error:

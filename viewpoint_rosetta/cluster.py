@@ -78,7 +78,8 @@ def passes_of(answer: dict, block: list, dtype) -> list | None:  # of passes, as
 
 # %% ../nbs/05_cluster.ipynb #7019b3c5
 QUIET = dict(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0", RAY_BACKEND_LOG_LEVEL="fatal",
-             RAY_worker_niceness="0")  # the last: workers are the work, they need not wait for others
+             RAY_DEDUP_LOGS_SKIP_REGEX=".",  # what workers and daemons say stays in their log files
+             RAY_worker_niceness="0")        # workers are the work: they need not let others go first
 
 
 def imported():
