@@ -1,6 +1,7 @@
 "The Ray engine: the same store as the local one, whoever dies. One small local cluster, a stand-in backbone that takes no time."
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -201,12 +202,29 @@ def test_kill_9_of_the_driver_then_resume(ray, clips, folder, tmp_path):
 
 
 def test_an_address_where_nobody_answers(monkeypatch):
-    import ray
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", lambda **given: (_ for _ in ()).throw(ConnectionError(f"no GCS at {given['address']}")))
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    with pytest.raises(OSError, match="no Ray cluster at '10.0.0.1:6379'.*`ray status`"):
-        with connected(): pass
+    "Told at once; Ray alone waits for ever."
+    monkeypatch.setattr(imported(), "is_initialized", lambda: False)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free.getsockname()[1]}")
+        start = time.monotonic()
+        with pytest.raises(OSError, match="no Ray cluster at '127.0.0.1:.*refused.*`ray status`"):
+            with connected(): pass
+    assert time.monotonic() - start < 15
+
+
+def test_a_machine_too_busy_to_start_at_once_is_tried_again(monkeypatch):
+    ray, tried = imported(), []
+    def init(**given):
+        tried.append(given["address"])
+        if len(tried) < 3: raise Exception("The current node timed out during startup.")
+    for name, fn in dict(is_initialized=lambda: False, init=init, shutdown=lambda: None).items(): monkeypatch.setattr(ray, name, fn)
+    with connected("local"): pass
+    assert tried == ["local"] * 3
+    tried.clear()
+    monkeypatch.setattr(ray, "init", lambda **given: tried.append(1) or (_ for _ in ()).throw(Exception("no")))
+    with pytest.raises(OSError, match="no Ray cluster at 'local'"): connected("local").__enter__()
+    assert len(tried) == 3
 
 
 # --- the command
