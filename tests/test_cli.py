@@ -327,7 +327,7 @@ STAGES = {  # where it happens, which command gets there, what is said
     "match": (stub_methods, "pseudo_pairs", ["match"], "stopped in step pairs/0"),
     "train": (stub_methods, "train_method", ["train", "--method", "ours"], "stopped in step encoder/ours/0"),
     "bench": (benchmark, "evaluate", ["bench", "--methods", "frozen"], "stopped in step encoder/frozen/0"),
-    "gather": (cli, "gather", ["match"], "stopped"),
+    "gather": (cli, "gather", ["match"], "stopped between two steps; what is finished is kept"),
     "maps": (chain, "write_vectors", ["report"], "stopped in step maps"),
     "report": (report, "write_report", ["report"], "stopped"),
 }

@@ -102,6 +102,20 @@ def test_input_text_is_escaped(run):
     assert '<img src=x' not in page and '<script>window.hacked' not in page and '<i>frozen' not in page
 
 
+def test_problems_name_files_and_not_places(tmp_path):
+    "The page is sent to others: no folder of this machine is on it."
+    run, videos = tmp_path / 'run', tmp_path / 'my videos'
+    run.mkdir(), videos.mkdir()
+    rows = [('takes/a.mp4', f'{videos}/takes/a.mp4: no such file'), (f'{run}/clips.csv', 'row 3: no start'),
+            ('../x.mp4', f"video '../x.mp4' leads out of {videos}/takes to {tmp_path.parent}/x.mp4"), ('b.mp4', 'from 3.0 s to 2.0 s: a clip must end after it begins')]
+    pd.DataFrame([dict(clip_id=f'c{n}', file=file, row=n, reason=reason) for n, (file, reason) in enumerate(rows)]).to_parquet(run / 'problems.parquet')
+    (run / 'facts.json').write_text(json.dumps(dict(root=str(videos))))
+    page = write_report(run, run / 'report.html').read_text(encoding='utf-8')
+    part = page.split('<section id="problems"')[1].split('</section>')[0]
+    assert str(tmp_path) not in part and str(tmp_path.parent) not in part
+    assert '>takes/a.mp4: no such file<' in part and '>clips.csv<' in part and 'must end after it begins' in part and '…/x.mp4' in part
+
+
 def test_missing_parts_are_named(tmp_path):
     out = write_report(tmp_path, tmp_path / 'page.html')
     page = out.read_text()

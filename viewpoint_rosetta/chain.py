@@ -262,8 +262,8 @@ def same_videos(line: Line, now: dict):
     line.keep("videos.json", kept | now)
 
 # %% ../nbs/13_chain.ipynb #7c3478f0
-def load_frozen(line: Line):
-    "The run's backbone, where it computes: a frame encoder, or a published video encoder."
+def load_frozen(line: Line, here: bool = True):
+    "The run's backbone, a frame encoder or a published video encoder: where this process computes, or to be sent to others."
     from math import isqrt
     import torch
     from viewpoint_rosetta.encoders import load_backbone
@@ -271,16 +271,17 @@ def load_frozen(line: Line):
     s, name = line.settings, line.choice["backbone"]
     frozen = (load_video_backbone(name, s.precision) if line.given else
               load_backbone(name, isqrt(s.encoder.cells), s.size, precision=s.precision))
-    return frozen.to("cuda" if line.choice["device"] == "auto" and torch.cuda.is_available() else "cpu")
+    return frozen.to("cuda" if here and line.choice["device"] == "auto" and torch.cuda.is_available() else "cpu")
 
 
-def frame_features(line: Line, df):
-    "Frames of the clips of `df` through the frozen backbone into the run's store, which it returns."
-    from viewpoint_rosetta.features import FeatureStore, extract as extract_frames
-    if not hasattr(line, "backbone"): line.backbone = load_frozen(line)
+def frame_features(line: Line, df, engine=None):
+    "Frames of the clips of `df` through the frozen backbone into the run's store, which it returns; engine None: local."
+    from viewpoint_rosetta.features import FeatureStore, computed, extract as extract_frames
+    if not hasattr(line, "backbone"): line.backbone = load_frozen(line, engine is None)
     store = FeatureStore(line.folder / "features")
     frames = getattr(line.backbone, "frames", line.settings.encoder.frames)  # a published encoder knows how many
-    extract_frames(df, line.backbone, store, frames, on_problem=line.run.problem, progress=line.progress)
+    extract_frames(df, line.backbone, store, frames, on_problem=line.run.problem, progress=line.progress,
+                   engine=engine or computed)
     return store
 
 
@@ -309,14 +310,14 @@ def settle_problems(line: Line):
     if len(left): print(f"  {left.clip_id.nunique()} clips cannot be used and are left out, see {path}; the first: {first}")
 
 
-def extract(line: Line):
-    "Frames and narrations of every clip, once."
+def extract(line: Line, engine=None):
+    "Frames and narrations of every clip, once; by the local engine or another, whose result is the same."
     from viewpoint_rosetta.artifacts import code_version
     df, encoder = line.table, line.settings.encoder
     now = stamps(df)
     def make():
         same_videos(line, now)
-        frame_features(line, df).compact()
+        frame_features(line, df, engine).compact()
         text_features(line, df)
     also = dict(videos=now, frames=encoder.frames, cells=encoder.cells, backbone=Path(line.choice["backbone"]).name)
     weights = [Path(line.choice["backbone"])] if line.given else []

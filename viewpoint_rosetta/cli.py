@@ -327,9 +327,15 @@ def extract_command(args):
     Writes  RUN/features/, RUN/text/; clips that cannot be read go to RUN/problems.parquet.
     Again   does the clips that are missing.
 
-    rosetta extract --run runs/mine"""
-    line = opened(args)
-    extract(line)
+    rosetta extract --run runs/mine
+    rosetta extract --run runs/mine --engine ray --workers 8      by processes of a Ray cluster; the same result"""
+    line, engine = opened(args), None
+    if args.engine == "ray":
+        from viewpoint_rosetta.cluster import imported, on_ray
+        imported()  # raises, with advice
+        engine = on_ray(args.ray_address, args.workers, None if line.choice["device"] == "auto" else 0)
+    elif args.workers or args.ray_address: raise ValueError("--workers and --ray-address are for --engine ray")
+    extract(line, engine)
     print(f"{len(line.raw)} clips, each {' × '.join(map(str, line.raw.tokens.shape[1:]))}: {line.folder / 'features'}")
 
 
@@ -641,6 +647,9 @@ def options(add: dict, world: argparse.ArgumentParser):
     add["world"]("--workers", type=int, metavar="N", help="processes (default: one per core)")
     add["world"]("--depth", action="store_true", help="also OUT/geometry/*.npz: camera poses, and depth in millimetres")
     add["world"]("--extract", action="store_true", help="take features while it renders, into the run folder")
+    add["extract"]("--engine", choices=("local", "ray"), default="local", help="ray: many processes, on this machine or a cluster")
+    add["extract"]("--workers", type=int, metavar="N", help="processes of the Ray engine (default: one per CPU, or GPU)")
+    add["extract"]("--ray-address", metavar="HOST:PORT", help="of a Ray cluster (default: $RAY_ADDRESS, or this machine alone)")
     add["verify"]("checkpoint", metavar="CHECKPOINT", help="a file or folder of weights")
     add["train"]("--method", required=True, metavar="NAME", help="a row of the table, e.g. ours; an unknown one lists all")
     add["bench"]("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N-1 (default 1)")
@@ -689,7 +698,7 @@ def main(argv=None) -> int:
             say(args.name)
             return args.command(args) or 0
     except KeyboardInterrupt as stop:
-        notes = "; ".join(getattr(stop, "__notes__", [])) or "stopped before a step began"
+        notes = "; ".join(getattr(stop, "__notes__", [])) or "stopped between two steps; what is finished is kept"
         print(f"\nrosetta {args.name}: {notes}. Run the same command again to go on.", file=sys.stderr)
         return 130
     except Exception as error:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NAME', 'StoreError', 'write_shard', 'read_shard', 'shard_files', 'Shards', 'writing', 'put', 'compact', 'changes',
-           'FeatureStore', 'same_source', 'plan', 'decode', 'ahead', 'Sink', 'warn', 'extract', 'extract_text', 'Bank',
-           'load_bank', 'Whitening']
+           'FeatureStore', 'same_source', 'plan', 'decode', 'ahead', 'forward', 'passes', 'computed', 'Sink', 'warn',
+           'extract', 'extract_text', 'Bank', 'load_bank', 'Whitening']
 
 # %% ../nbs/04_features.ipynb #e9a5fd06
 import json
@@ -14,8 +14,9 @@ import re
 import warnings
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -225,9 +226,10 @@ def same_source(store: FeatureStore, ids, stamps):
 def plan(
     clips: pd.DataFrame,
     store: FeatureStore,
-    chunk: int,  # clips of one video at a time
-) -> list:  # of DataFrames [clip_id, video, start_s, end_s, stamp, row], each of one video
-    "What is not in the store yet, sorted by video and time."
+    chunk: int,       # clips of one video at a time
+    block: int = 32,  # clips at most that share forward passes: they fill a GPU
+) -> list:  # of DataFrames [clip_id, video, start_s, end_s, stamp, row, block], each of one video
+    "What is not in the store yet, by video and time. Which clips form a block does not depend on what is done."
     if clips.clip_id.duplicated().any():
         raise StoreError(f"the clip table holds {clips.clip_id[clips.clip_id.duplicated()].iloc[0]!r} twice")
     seconds = [f"{a:.3f}-{b:.3f} s" for a, b in zip(clips.start_s, clips.end_s)]
@@ -235,8 +237,14 @@ def plan(
     row = clips.get("manifest_row", pd.Series(np.arange(1, len(clips) + 1), clips.index))
     todo = clips[["clip_id", "video", "start_s", "end_s"]].assign(stamp=stamp, row=row)
     same_source(store, todo.clip_id, todo.stamp)
-    groups = (g.sort_values("start_s") for _, g in todo[~todo.clip_id.isin(store.ids)].groupby("video"))
-    return [g[i:i + chunk] for g in groups for i in range(0, len(g), chunk)]
+    todo = todo.sort_values(["video", "start_s"]).reset_index(drop=True)
+    job = (todo.groupby("video").cumcount() % chunk == 0).cumsum()
+    blocks, size = [0], 0
+    for n in job.value_counts(sort=False):
+        size = size + n if size + n <= block else n
+        blocks.append(blocks[-1] + (size == n))
+    left = todo.assign(block=np.array(blocks)[job])[~todo.clip_id.isin(store.ids)]
+    return [part for _, part in left.groupby(job[left.index])]
 
 # %% ../nbs/04_features.ipynb #fc1d2c95
 def decode(
@@ -267,25 +275,47 @@ def ahead(fn, items, workers: int):
     finally: pool.shutdown(wait=True, cancel_futures=True)
 
 # %% ../nbs/04_features.ipynb #d7aa6f2d
-class Sink:
-    "Where decoded clips go: forward passes over several at once, then into the store."
+def forward(waiting: list, backbone, batch: int, dtype) -> list:
+    "One pass over [(clip, (T,3,S,S))]: [(clip, (T,G,D) array, or why there is none)]."
+    x = [x for _, x in waiting]
+    x += x[-1:] * (-(-batch // len(x[0])) - len(x))                                   # full, whatever is left
+    cells = backbone(torch.cat(x)).unflatten(0, (len(x), -1)).cpu().numpy()           # (n,T,G,D)
+    fits = [np.abs(v).max() < np.finfo(dtype).max for v in cells]
+    return [(clip, v.astype(dtype) if ok else "its features are not finite") for (clip, _), v, ok in zip(waiting, cells, fits)]
 
-    def __init__(self, store, backbone, on_problem, every: int, bar):
-        self.store, self.backbone, self.on_problem, self.every, self.bar = store, backbone, on_problem, every, bar
+
+def passes(decoded, backbone, batch: int, dtype):
+    "Forward passes of `batch` frames over what `decode` gives; a clip without frames passes on its own."
+    waiting = []
+    for clip, x in decoded:
+        if isinstance(x, Exception): yield [(clip, str(x))]; continue
+        if waiting and waiting[0][1].shape != x.shape: yield forward(waiting, backbone, batch, dtype); waiting = []
+        waiting.append((clip, x))
+        if len(waiting) * len(x) >= batch: yield forward(waiting, backbone, batch, dtype); waiting = []
+    if waiting: yield forward(waiting, backbone, batch, dtype)
+
+
+def computed(jobs: list, root, backbone, frames: int, batch: int | None, workers: int, dtype):
+    "The passes of planned jobs, block by block, in order; `workers` threads decode ahead."
+    batch = batch or getattr(backbone, "batch", 16)
+    with closing(ahead(lambda job: decode(job, root, frames, backbone.preprocess), jobs, workers)) as decoded:
+        for _, block in groupby((found for job in decoded for found in job), lambda found: found[0].block):
+            yield from passes(block, backbone, batch, dtype)
+
+
+# %% ../nbs/04_features.ipynb #c0a1b2d5
+class Sink:
+    "Where computed clips go: problems are told, features are written a shard at a time."
+
+    def __init__(self, store, on_problem, every: int, bar):
+        self.store, self.on_problem, self.every, self.bar = store, on_problem, every, bar
         self.done = []  # (clip_id, stamp, (T,G,D) array)
 
-    def skip(self, clip, reason):
-        self.on_problem(clip.clip_id, clip.video, str(reason), clip.row)
-        self.bar.update()
-
-    def forward(self, waiting: list):  # [(clip, (T,3,S,S))]
-        if not waiting: return
-        cells = self.backbone(torch.cat([x for _, x in waiting])).unflatten(0, (len(waiting), -1))  # (n,T,G,D)
-        for (clip, _), v in zip(waiting, cells.cpu().numpy()):
-            if not np.abs(v).max() < np.finfo(self.store.dtype).max: self.skip(clip, "its features are not finite")
-            else:
-                self.done.append((clip.clip_id, clip.stamp, v.astype(self.store.dtype)))
-                self.bar.update()
+    def take(self, found: list):  # [(clip, (T,G,D) array, or why there is none)], of one pass
+        for clip, v in found:
+            if isinstance(v, str): self.on_problem(clip.clip_id, clip.video, v, clip.row)
+            else: self.done.append((clip.clip_id, clip.stamp, v))
+            self.bar.update()
         if len(self.done) >= self.every: self.flush()
 
     def flush(self):
@@ -293,6 +323,7 @@ class Sink:
             ids, stamps, values = zip(*self.done)
             self.store.append(ids, np.stack(values), stamps, skip=True)  # another process may have been faster
         self.done = []
+
 
 # %% ../nbs/04_features.ipynb #1086100f
 def warn(clip_id, file, reason, row):
@@ -311,26 +342,21 @@ def extract(
     every: int = 256,         # clips between two writes: what a kill can cost
     progress: bool = True,    # a bar with rate and time left
     chunk: int = 8,           # clips of one video decoded together; lower it for 4K video (frames wait in memory)
+    engine=computed,          # what turns jobs into passes; `cluster.extract_ray` gives one of many processes
 ) -> int:  # clips added
     "Every clip through the backbone into the store. Stop it at any moment; run it again and it goes on."
     store.claim(dict(backbone=backbone.spec, frames=frames, times="middles of equal parts"))
-    jobs, before, waiting = plan(clips, store, chunk), len(store), []
-    decoded = ahead(lambda job: decode(job, clips, frames, backbone.preprocess), jobs, workers)
-    todo = sum(map(len, jobs))
-    bar = tqdm(total=len(clips), initial=len(clips) - todo, desc="features", unit="clip", disable=not progress)
-    sink = Sink(store, backbone, on_problem, every, bar)
+    jobs, before = plan(clips, store, chunk), len(store)
+    bar = tqdm(total=len(clips), initial=len(clips) - sum(map(len, jobs)), desc="features", unit="clip", disable=not progress)
+    sink = Sink(store, on_problem, every, bar)
     try:
-        for clip, x in (found for job in decoded for found in job):
-            if isinstance(x, Exception): sink.skip(clip, x); continue
-            if waiting and waiting[0][1].shape != x.shape: sink.forward(waiting); waiting = []
-            waiting.append((clip, x))
-            if len(waiting) * frames >= (batch or getattr(backbone, "batch", 16)): sink.forward(waiting); waiting = []
-        sink.forward(waiting)
+        with closing(engine(jobs, clips, backbone, frames, batch, workers, store.dtype)) as found:
+            for one in found: sink.take(one)
     finally:  # also after Ctrl-C: what is computed is kept
-        decoded.close()
         sink.flush()
         bar.close()
     return len(store) - before
+
 
 # %% ../nbs/04_features.ipynb #708c94f6
 def extract_text(

@@ -8,6 +8,7 @@ __all__ = ['WORLD', 'MAIN', 'QUERIES', 'MAPPED', 'CSS', 'THEME', 'INTRO', 'secti
 
 # %% ../nbs/12_report.ipynb #2d9fc778
 import json
+import re
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -216,6 +217,15 @@ def _known_facts(folder):
     try: return dict(json.loads((folder / 'facts.json').read_text()))
     except (OSError, ValueError, TypeError): return {}
 
+# %% ../nbs/12_report.ipynb #b7a1c0d2
+def _placeless(problems, *folders):
+    "Problems without the places of one machine: paths inside one of the folders, else names."
+    known = {f'{p}/' for folder in folders if folder for p in (Path(folder).absolute(), Path(folder).resolve())}
+    def shorter(text):
+        for place in sorted(known, key=len, reverse=True): text = text.replace(place, '')
+        return re.sub(r'(?<![\w.~}/-])/(?:[^\s/:;,]+/)+(?=[^\s/:;,])', '…/', text)
+    return problems.assign(**{c: problems[c].astype(str).map(shorter) for c in ('file', 'reason')})
+
 # %% ../nbs/12_report.ipynb #2bcffdfd
 def sections(folder, facts, root=None):
     "The page's parts in order: (id, title, HTML). `root` is the folder that the clips' videos are relative to."
@@ -235,7 +245,8 @@ def sections(folder, facts, root=None):
         ('map', 'Ego and exo on one map', ours, lambda: _map(folder, clips())),
         ('path', 'From noise to an exo feature', ['clips.parquet', 'path.safetensors', 'path.json'], lambda: _path(folder, clips())),
         ('facts', 'Run facts', ['facts.json'], lambda: _facts(folder)),
-        ('problems', 'Problems', [], lambda: html_table(read('problems.parquet'), 'Clips that could not be used', kind='words')
+        ('problems', 'Problems', [], lambda: html_table(_placeless(read('problems.parquet'), root, facts.get('root'), folder),
+                                                           'Clips that could not be used', kind='words')
          if (folder / 'problems.parquet').is_file() else note('No clip was recorded as unusable.'))]
     return [(id, title, part(folder, id, title, files, make)) for id, title, files, make in plan]
 
