@@ -560,9 +560,9 @@ def tell_plan(args, line: Line, df, videos, findings: list, bad_rows: bool) -> i
     code = 2 if any(f.level == "mend" for f in findings) else 0
     if args.json:
         sick = videos[videos.kind != ""][["video", "row", "clips", "kind", "said"]].to_dict("records") if videos is not None else []
-        opened_n = int(videos.looked.sum()) if videos is not None else 0
-        print(json.dumps(dict(ok=not code, clips=len(df), videos=0 if videos is None else len(videos), opened=opened_n, findings=[asdict(f) for f in findings],
-                              sick=sick, machine=asdict(machine), steps=table.to_dict("records"), commands=commands), indent=1, default=str))
+        seen = (len(videos), int(videos.looked.sum())) if videos is not None else (0, 0)
+        print(json.dumps(dict(ok=not code, clips=len(df), videos=seen[0], opened=seen[1], findings=[asdict(f) for f in findings], sick=sick,
+                              machine=asdict(machine), steps=table.to_dict("records"), commands=commands), indent=1, default=str))
     else: print(estimate.plan_text(findings, machine, table, commands))
     return code
 
@@ -631,7 +631,7 @@ def options(add: dict, world: argparse.ArgumentParser):
     doctor("--sample", type=int, metavar="N", help="videos to open (default: as many as a minute allows)")
     doctor("--full", action="store_true", help="open all videos")
     doctor("--workers", type=int, default=2, metavar="N", help="processes that open videos (default 2)")
-    doctor("--timeout", type=float, default=20, metavar="S", help="seconds after which a video that gives no answer is given up (default 20)")
+    doctor("--timeout", type=float, default=20, metavar="S", help="seconds a video may take to answer (default 20)")
     doctor("--weights", metavar="FILE", help="also look into this checkpoint")
     doctor("--json", action="store_true", help="the plan for machines, with every sick video")
     doctor("--forget", action="store_true", help="open again what was opened before")

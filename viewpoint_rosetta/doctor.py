@@ -43,7 +43,8 @@ def needed(
     row = df.get("manifest_row", pd.Series(np.arange(1, len(df) + 1), df.index))
     asked = pd.DataFrame(dict(video=df.video, view=df["view"], row=row, first_s=df.start_s + half, last_s=df.end_s - half))
     groups = asked.groupby("video", sort=False)
-    out = groups.agg(view=("view", "first"), clips=("row", "size"), row=("row", "first"), first_s=("first_s", "min"), last_s=("last_s", "max"))
+    out = groups.agg(view=("view", "first"), clips=("row", "size"), row=("row", "first"), first_s=("first_s", "min"),
+                     last_s=("last_s", "max"))
     out["middle_s"] = groups.last_s.quantile(.5, interpolation="lower")
     return out.reset_index().assign(folder=lambda t: t.video.map(os.path.dirname))
 
@@ -271,7 +272,8 @@ def examine(
             notes.add(video, asked[video], answer)
             found[video] = answer
             bar.update()
-    told = pd.DataFrame.from_dict(found, orient="index").rename_axis("video").reset_index() if found else pd.DataFrame(columns=["video", "kind", "said"])
+    answers = [dict(video=video) | answer for video, answer in found.items()]
+    told = pd.DataFrame(answers, columns=None if found else ["video", "kind", "said"])
     out = videos.merge(told, on="video", how="left", suffixes=("", "_found"))
     out["looked"] = out.video.isin(list(found))
     for name in ("kind", "said"): out[name] = out.pop(f"{name}_found").where(out.looked, out[name])
@@ -334,8 +336,10 @@ def video_findings(
     fine = looked[looked.kind == ""]
     if len(fine):
         kinds = Counter(f"{v.codec} {v.width:.0f}×{v.height:.0f} at {v.fps:g}" for v in fine.itertuples())
-        odd = f"; {(fine.even == False).sum()} have an uneven rate, which is fine: frames are taken by time" * bool((fine.even == False).any())
-        out.append(Finding("note", f"{len(fine)} videos that were opened are well: " + ", ".join(f"{k} {name}" for name, k in kinds.most_common(4))
+        odd = (fine.even == False).sum()
+        odd = f"; {odd} have an uneven rate, which is fine: frames are taken by time" * bool(odd)
+        most = ", ".join(f"{k} {name}" for name, k in kinds.most_common(4))
+        out.append(Finding("note", f"{len(fine)} videos that were opened are well: {most}"
                            + f", {len(kinds) - 4} other kinds" * (len(kinds) > 4) + odd))
     return out
 
@@ -356,7 +360,8 @@ def table_findings(
         shared = counts.index[counts > 1]
         add("mend", len(shared), f"{len(shared)} {name}s are in more than one split, such as {', '.join(map(repr, shared[:3]))}",
             "rosetta index --splits 0.8 0.1 0.1 deals splits that keep them together")
-    add("mind", not split, "no clip has a split: trainings and the table need train, val and test", "rosetta index --splits 0.8 0.1 0.1 deals them")
+    add("mind", not split, "no clip has a split: trainings and the table need train, val and test",
+        "rosetta index --splits 0.8 0.1 0.1 deals them")
     lacking = [name for name in SPLITS if split and name not in set(df.split)]
     for name in lacking:  # settings are chosen on val: only who chooses anew needs it
         add("mind" if name == "val" else "mend", True, f"no clip is in {name}", "rosetta index --splits 0.8 0.1 0.1 deals splits anew")
@@ -367,14 +372,16 @@ def table_findings(
     add("mind", 0 < len(told) < len(df), f"{len(df) - len(told)} of {len(df)} clips have no narration: matched by what is seen alone")
     if len(told) and (twice := told.duplicated(keep=False).mean()) > .5:
         most = told.value_counts()
-        add("note", True, f"{twice:.0%} of the narrations are said more than once, {most.index[0]!r} {most.iloc[0]} times: text alone cannot tell such clips apart")
+        add("note", True, f"{twice:.0%} of the narrations are said more than once, {most.index[0]!r} {most.iloc[0]} times: "
+                          f"text alone cannot tell such clips apart")
     for name, what in (("label", "recognition and class retrieval"), ("skill", "the skill task")):
         add("note", df[name].isna().all(), f"no {name}: {what} will not be scored")
     again = df.duplicated(["video", "start_s", "end_s"], keep=False).sum()
     add("mind", again, f"{again} clips show the same seconds of the same video as another clip")
     if videos is not None:
         few = ((df.end_s - df.start_s) * df.video.map(videos.set_index("video").fps) < frames).sum()
-        add("mind", few, f"{few} clips hold fewer than the {frames} frames that are taken: frames will repeat", "--set encoder.frames=N takes fewer")
+        add("mind", few, f"{few} clips hold fewer than the {frames} frames that are taken: frames will repeat",
+            "--set encoder.frames=N takes fewer")
     seconds = (df.end_s - df.start_s).quantile([0, .5, 1])
     add("note", True, f"{len(df)} clips of {seconds[0]:.3g} to {seconds[1]:.3g} s, median {seconds[.5]:.3g} s")
     return out
@@ -394,7 +401,8 @@ def _pair_findings(df: pd.DataFrame, split: bool) -> list:
     if not len(sync_pairs(pool(df, "test"))):
         out.append(Finding("mend", "no test clip is seen from both views: the translator cannot be judged, its step will refuse"))
     if lacking := [view for view in VIEWS if not len(pool(df, view))]:
-        out.append(Finding("mend", f"no unpaired {' and no unpaired '.join(lacking)} training clip: there is nothing to match, the step will refuse"))
+        out.append(Finding("mend", f"no unpaired {' and no unpaired '.join(lacking)} training clip: there is nothing to match, "
+                                   f"the step will refuse"))
     return out
 
 # %% ../nbs/12_doctor.ipynb #0a664739

@@ -62,7 +62,8 @@ class Machine:
 
     def __str__(self):
         gpu = f"{self.gpu}, {self.gpu_memory / GB:.0f} GB" if self.gpu else "no GPU in use"
-        return (f"{self.cores} cores ({self.threads} threads), {self.memory / GB:.0f} GB of memory, {self.disk / GB:.0f} GB of disk free, {gpu}")
+        return (f"{self.cores} cores ({self.threads} threads), {self.memory / GB:.0f} GB of memory, "
+                f"{self.disk / GB:.0f} GB of disk free, {gpu}")
 
 
 def this_machine(
@@ -73,7 +74,8 @@ def this_machine(
     place = next(p for p in [Path(folder).absolute(), *Path(folder).absolute().parents] if p.exists())
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = torch.cuda.get_device_properties(0) if device == "auto" and torch.cuda.is_available() else None
-    return Machine(cores, torch.get_num_threads(), memory_limit(), shutil.disk_usage(place).free, gpu.name if gpu else "", gpu.total_memory if gpu else 0)
+    free, (name, memory) = shutil.disk_usage(place).free, (gpu.name, gpu.total_memory) if gpu else ("", 0)
+    return Machine(cores, torch.get_num_threads(), memory_limit(), free, name, memory)
 
 # %% ../nbs/12_estimate.ipynb #c12310a4
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ def noise_bank(settings, n: int, dim: int, seed: int = 0) -> Bank:
     "Noise in the shape of a whitened bank."
     e, g = settings.encoder, np.random.default_rng(seed)
     cells = g.standard_normal((n, e.frames, e.cells, min(dim, settings.whiten)), np.float32).astype(np.float16)
-    return Bank(np.array([f"c{i}" for i in range(n)], object), cells, g.standard_normal((n, 384), np.float32), np.zeros((n, dim), np.float32))
+    ids = np.array([f"c{i}" for i in range(n)], object)
+    return Bank(ids, cells, g.standard_normal((n, 384), np.float32), np.zeros((n, dim), np.float32))
 
 
 def training_rates(
@@ -172,7 +175,8 @@ def other_rates(settings, seed: int = 0) -> dict:  # Rate of: rst (a step), mlp 
     rst = replace(settings.rst, steps=few, val_fraction=0, anchor=False)
     mlp = MLP(grid=((512, .1, False),), epochs=5)  # 4 of 5 rows in batches of 64 for 5 epochs, then 5 epochs with all
     q, k = torch.randn(2048, settings.encoder.out + 384), torch.randn(4096, settings.encoder.out + 384)
-    return dict(rst=repeat(lambda: train_translator(z, z, rst, 0, False), .5, 2) * (1 / few), mlp=repeat(lambda: mlp.fit(z, z), .3, 2) * (1 / 45),
+    return dict(rst=repeat(lambda: train_translator(z, z, rst, 0, False), .5, 2) * (1 / few),
+                mlp=repeat(lambda: mlp.fit(z, z), .3, 2) * (1 / 45),
                 score=repeat(lambda: top_k(q, k, 10), .5) * (1 / (len(q) * len(k))))
 
 
@@ -264,7 +268,8 @@ class Plan:
         self.bank = n * e.frames * e.cells * min(settings.whiten, rates.dim) * 2 + 4 * n * rates.dim + self.raw * (self.raw > 2**30)
 
     def add(self, step: str, low: float, high: float, how: str, disk: float = 0, memory: float = 0):
-        self.rows.append(dict(step=step, low_s=low * SLACK[0], high_s=high * SLACK[1] + LOADING, disk=disk, memory=self.rates.base + memory, how=how))
+        self.rows.append(dict(step=step, low_s=low * SLACK[0], high_s=high * SLACK[1] + LOADING, disk=disk,
+                              memory=self.rates.base + memory, how=how))
 
     def table(self) -> pd.DataFrame: return pd.DataFrame(self.rows)
 
@@ -272,19 +277,22 @@ class Plan:
         "Decoding in threads beside the backbone: at best all cores are busy, at worst one waits for the other."
         r, e, n, cores = self.rates, self.s.encoder, len(self.df) - self.stored, self.machine.cores
         d, f = r.decode or Rate(0, 0, 0), r.forward
-        best = max(f.low, d.low / min(workers, cores), (f.low * min(self.machine.threads, cores) + d.low) / cores if not self.machine.gpu else 0)
+        shared = 0 if self.machine.gpu else (f.low * min(self.machine.threads, cores) + d.low) / cores
+        best = max(f.low, d.low / min(workers, cores), shared)
         text = self.df.narration.dropna().nunique() * SENTENCE / (2 * (e.out + 384) / r.rest["score"].mid)
         (h, w), side = r.biggest, self.s.size or 224
         frames = workers * chunk * e.frames * h * w * 3 * 5 + (3 * workers + 1) * chunk * e.frames * side**2 * 3 * 4
         again = f", {self.stored} are there" * bool(self.stored)
         self.add("extract", n * best + text, n * (d.high + f.high) + 3 * text,
-                 f"{n} clips{again} × ({1e3 * d.mid:.0f} ms decoding, {1e3 * f.mid:.0f} ms backbone); {e.frames}×{e.cells}×{r.dim} half floats each",
+                 f"{n} clips{again} × ({1e3 * d.mid:.0f} ms decoding, {1e3 * f.mid:.0f} ms backbone); "
+                 f"{e.frames}×{e.cells}×{r.dim} half floats each",
                  n * e.frames * e.cells * r.dim * 2 + n * 384 * 2, frames + min(self.raw, 2**30))
 
     def whiten(self):
         e, rate = self.s.encoder, 2 * (self.s.encoder.out + 384) / self.rates.rest["score"].mid
         flops = len(self.df) * e.frames * e.cells * self.rates.dim * min(self.s.whiten, self.rates.dim) * 2
-        self.add("whiten", flops / rate, 4 * flops / rate, f"{flops / 1e9:.0f} billion operations at {rate / 1e9:.0f} a second, and the disk",
+        self.add("whiten", flops / rate, 4 * flops / rate,
+                 f"{flops / 1e9:.0f} billion operations at {rate / 1e9:.0f} a second, and the disk",
                  4 * self.rates.dim * (self.s.whiten + 1), self.bank)
 
     def train(self, step: str, kind: str, how, more: float = 0, note: str = ""):
@@ -303,7 +311,8 @@ class Plan:
         "It stops early, between its first looks and all steps, and is trained once more for as long; then the MLP is tuned beside it."
         r, s, n = self.rates.rest, self.s.rst, self.pairs
         least, batches = (s.patience + 1) * s.eval_every, 9 * n // 64
-        self.add(f"translator/{seed}", least * r["rst"].low + 25 * batches * r["mlp"].low, 2 * s.steps * r["rst"].high + 120 * batches * r["mlp"].high,
+        self.add(f"translator/{seed}", least * r["rst"].low + 25 * batches * r["mlp"].low,
+                 2 * s.steps * r["rst"].high + 120 * batches * r["mlp"].high,
                  f"{least} to {2 * s.steps} steps × {1e3 * r['rst'].mid:.0f} ms; the MLP beside it {25 * batches} to {120 * batches} × "
                  f"{1e3 * r['mlp'].mid:.1f} ms", 4e6, self.bank)
 
@@ -327,7 +336,8 @@ class Plan:
             step, chosen = f"encoder/{name}/{seed}", m.pseudo and not m.linked and m.pseudo not in ("random", "truth")
             if name in ("frozen", "LaViLa*"): self.add(step, *self.tested(), "test only", 0, self.bank)
             else: self.train(step, "linked" if m.linked else "synthetic" if m.synthetic else "pair", self.s.train,
-                             (self.search().mid + self.translate().mid * ("rst" in m.pseudo)) if chosen else 0, ", choosing its pairs" * bool(chosen))
+                             (self.search().mid + self.translate().mid * ("rst" in m.pseudo)) if chosen else 0,
+                             ", choosing its pairs" * bool(chosen))
 
 # %% ../nbs/12_estimate.ipynb #d6a798ae
 def forecast(
@@ -364,10 +374,12 @@ def machine_findings(
     out, disk, most, days = [], table.disk.sum(), table.loc[table.memory.idxmax()], table.low_s.sum() / 86400
     less = "fewer numbers a clip: --set encoder.frames=4 and encoder.cells=1 take 1/18 of the default; or split the manifest"
     if disk > machine.disk:
-        out.append(Finding("mend", f"{size(disk)} will be written, {size(machine.disk)} are free where the run folder is", f"choose another --run; or {less}"))
+        out.append(Finding("mend", f"{size(disk)} will be written, {size(machine.disk)} are free where the run folder is",
+                           f"choose another --run; or {less}"))
     if most.memory > machine.memory:
         out.append(Finding("mend", f"step {most.step} needs about {size(most.memory)} of memory, there are {size(machine.memory)}", less))
-    if days > 1: out.append(Finding("mind", f"more than {days:.0f} days of work", "--device auto on a machine with a GPU; a smaller --backbone; less --set train.steps=N"))
+    if days > 1: out.append(Finding("mind", f"more than {days:.0f} days of work",
+                                    "--device auto on a machine with a GPU; a smaller --backbone; less --set train.steps=N"))
     return out
 
 # %% ../nbs/12_estimate.ipynb #c795fef5
@@ -380,14 +392,15 @@ def weights_findings(
     if path:
         from viewpoint_rosetta.weights import from_pretrained
         try: loaded = from_pretrained(path)
-        except (ValueError, OSError) as error: out.append(Finding("mend", f"weights: {error}", "rosetta verify says more of a checkpoint that loads"))
+        except (ValueError, OSError) as error:
+            out.append(Finding("mend", f"weights: {error}", "rosetta verify says more of a checkpoint that loads"))
         else: out.append(Finding("note", f"weights {Path(path).name}: {loaded.kind}, {type(loaded.model).__name__}, {loaded.report}"))
     if backbone != LITE0:
         import timm
-        from huggingface_hub import try_to_load_from_cache
         hub = timm.get_pretrained_cfg(backbone).hf_hub_id if timm.is_model(backbone) else None
-        files = [try_to_load_from_cache(hub, name) for name in ("model.safetensors", "pytorch_model.bin")] if hub else []
-        if not any(isinstance(file, str) for file in files):
+        cache = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or "~/.cache/huggingface", "hub")
+        there = Path(cache).expanduser().glob(f"models--{hub.replace('/', '--')}/snapshots/*/*") if hub else ()
+        if not any(file.suffix in (".safetensors", ".bin") for file in there):
             out.append(Finding("mind", f"the weights of {backbone} are not on this machine", "extract fetches them once over the network"))
     return out
 
@@ -403,9 +416,10 @@ def plan_text(
     order = ("mend", "mind", "note")
     todo = table[~table.done]
     rows = [("step", "time", "disk", "memory", "how")]
-    rows += [(r.step, "done" if r.done else span(r.low_s, r.high_s), "" if r.done else size(r.disk), "" if r.done else size(r.memory), "" if r.done else r.how)
+    rows += [(r.step, "done", "", "", "") if r.done else (r.step, span(r.low_s, r.high_s), size(r.disk), size(r.memory), r.how)
              for r in table.itertuples()]
-    if len(todo): rows.append(("all", span(todo.low_s.sum(), todo.high_s.sum()), size(todo.disk.sum()), size(todo.memory.max()), "of what is not done, with one seed"))
+    if len(todo): rows.append(("all", span(todo.low_s.sum(), todo.high_s.sum()), size(todo.disk.sum()), size(todo.memory.max()),
+                               "of what is not done, with one seed"))
     wide = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, [*wide, 0])).rstrip() for row in rows]
     count = {level: sum(f.level == level for f in findings) for level in order}
