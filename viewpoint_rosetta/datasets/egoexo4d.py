@@ -28,6 +28,11 @@ def _file(root, *names) -> Path:
     return find_file(root, names, FOLDERS, hint)
 
 
+def _optional(root, name: str) -> Path | None:
+    try: return _file(root, name)
+    except AnnotationError: return None
+
+
 def _cameras(take: dict, size: str, base: str):
     "(take_uid, camera, view, video) of each camera of a take; of the glasses only the colour stream."
     listed = (take.get("capture") or {}).get("cameras") or take.get("cameras") or []
@@ -178,7 +183,8 @@ def _rules(m: pd.DataFrame, rejected: bool, unsure: bool, visible: bool, steps) 
         (torn, "praised by one expert and corrected by another at {at} s"),
         (m["at"].fillna(m.start_s) >= m.video_s, "from {start_s} to {end_s} s it lies beyond the end of its take at {video_s:.1f} s"),
         (m.end_s > m.video_s + 1, "ends at {end_s} s, beyond the end of its take at {video_s:.1f} s"),
-        (m["at"].isna() & m.start_s.isna(), "has no time; download the file again"),
+        (m.start_s.isna() | m.end_s.isna(), "has no time; download the file again"),
+        (m.end_s <= m.start_s, "ends at {end_s} s, not after its start at {start_s} s"),
     ]
 
 # %% ../../nbs/datasets/01_egoexo4d.ipynb #bc979067
@@ -199,7 +205,7 @@ def _moments(root, parts, seconds, skill_s, rejected) -> pd.DataFrame:
             try:
                 if part == "narrations": df = narrations(path, seconds, rejected)
                 if part == "keysteps": df = keysteps(path, split)
-                if part == "proficiency": df = skills(path, skill_s, _file(root, f"proficiency_demonstrator_{split}.json"))
+                if part == "proficiency": df = skills(path, skill_s, _optional(root, f"proficiency_demonstrator_{split}.json"))
             except (AttributeError, TypeError) as error:
                 raise AnnotationError(f"{path}: not built as expected ({error}): another version, or damaged; download it again") from error
             found.append(df.assign(part=part, split=SPLIT[split], file=path.name, row=np.arange(1, len(df) + 1)))
@@ -243,9 +249,8 @@ def _of_scenario(moments, takes, scenario: str) -> pd.DataFrame:
 
 def _benchmark_steps(root) -> tuple:
     "step_unique_id of the benchmark's keysteps, where label_mapping.csv is there."
-    try: path = _file(root, "label_mapping.csv")
-    except AnnotationError: return ()
-    return tuple(read_table(path, ("label_id", "step_unique_id", "step_name")).step_unique_id.astype(int))
+    if not (path := _optional(root, "label_mapping.csv")): return ()
+    return tuple(numbers(read_table(path, ("label_id", "step_unique_id", "step_name")).step_unique_id).dropna())
 
 
 def _with_val(moments, share: float, seed: int) -> pd.Series:
@@ -263,10 +268,11 @@ def _counts(c: pd.DataFrame, comparable: bool) -> pd.DataFrame:
             ("keysteps, exo clips to train on", n("keysteps", "train", "exo"), 18_518),
             ("keysteps, ego clips to test on", n("keysteps", "test", "ego"), 2_936),
             ("skill, exo clips to train on", n("proficiency", "train", "exo"), 20_848),
-            ("skill, ego clips to test on", n("proficiency", "test", "ego"), 1_109)]
+            ("skill, ego clips to test on", n("proficiency", "test", "ego"), 1_109), ("rooms", c.scene.nunique(), 60)]
     shared = len(set(c.scene[c.split == "train"].dropna()) & set(c.scene[c.split == "test"].dropna()))
     rows = [(what, found, published if comparable else None) for what, found, published in rows]
-    return pd.DataFrame([*rows, ("rooms in both train and test", shared, None)], columns=["what", "found", "published"])
+    rows += [("rooms in both train and test", shared, None), ("people", c.participant.nunique(), None)]
+    return pd.DataFrame(rows, columns=["what", "found", "published"])
 
 # %% ../../nbs/datasets/01_egoexo4d.ipynb #e0157414
 def clips(
