@@ -1,4 +1,5 @@
 """A published encoder in the place of the backbone: the whole line on its vectors, and what must not be mixed."""
+import json
 import shutil
 from argparse import Namespace
 from pathlib import Path
@@ -106,3 +107,15 @@ def test_the_rivals_of_the_translator_get_the_same_rooms_and_seed(walked, monkey
     monkeypatch.setattr(Line, "rst", lambda self, seed: translator.RosettaPipeline.from_pretrained(walked / "run" / "translator" / "0", local_files_only=True))
     chain.path_map(line, 3, line.blind[line.blind.split == "test"])
     assert fits[0]["seed"] == 3 and np.array_equal(fits[0]["groups"], rooms)
+
+
+def test_the_doctor_knows_a_published_encoder(walked, capsys):
+    "It is timed with its own frames and pixels, and a row of its store is one vector."
+    assert not rosetta("doctor", walked / "few.parquet", "--root", world.shipped().parent, "--run", walked / "run", "--sample", 4, "--json")
+    plan = json.loads(capsys.readouterr().out)
+    steps = {s["step"]: s for s in plan["steps"]}
+    assert steps["extract"]["done"] and "weights lavila.pth: lavila" in str(plan["findings"])
+    assert not rosetta("doctor", walked / "few.parquet", "--root", world.shipped().parent, "--run", walked / "new", "--sample", 4, "--json",
+                       "--backbone", walked / "lavila.pth", "--set", "precision=float32")
+    new = {s["step"]: s for s in json.loads(capsys.readouterr().out)["steps"]}
+    assert not new["extract"]["done"] and 0 < new["extract"]["disk"] < 1e6, "66 clips of 24 half numbers"

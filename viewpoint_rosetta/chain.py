@@ -135,6 +135,13 @@ class Line(Steps):
         return with_changes(with_changes(preset, device), self.choice["changes"])
 
     @property
+    def stored(self):
+        "The settings as the features come: a published encoder gives one vector a clip."
+        from dataclasses import replace
+        s = self.settings
+        return replace(s, encoder=replace(s.encoder, frames=1, cells=1, tube=1, diff=False)) if self.given else s
+
+    @property
     def given(self) -> bool:
         "Is f_phi a published encoder? Then the backbone is named by a path, and the features are its vectors."
         return Path(self.choice["backbone"]).is_absolute()

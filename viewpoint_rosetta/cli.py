@@ -496,8 +496,9 @@ def stored_clips(line: Line, df) -> tuple:
     try: store = FeatureStore(folder)
     except StoreError as error: return 0, [Finding("mend", str(error))]
     if not store.meta: return 0, []
-    now = dict(backbone=dict(name=line.choice["backbone"], grid=isqrt(e.cells), size=s.size, precision=s.precision), frames=e.frames)
-    was = dict(backbone={k: store.meta.get("backbone", {}).get(k) for k in now["backbone"]}, frames=store.meta.get("frames"))
+    now = dict(backbone=dict(name=Path(line.choice["backbone"]).name, precision=s.precision))
+    if not line.given: now = dict(backbone=now["backbone"] | dict(grid=isqrt(e.cells), size=s.size), frames=e.frames)
+    was = {k: {i: store.meta.get(k, {}).get(i) for i in v} if isinstance(v, dict) else store.meta.get(k) for k, v in now.items()}
     if changed := changes(was, now):
         return 0, [Finding("mend", f"{folder} holds features made with other settings, so extract will refuse: {'; '.join(changed)}",
                            "choose another --run, or delete that folder")]
@@ -552,8 +553,8 @@ def tell_plan(args, line: Line, df, videos, findings: list, bad_rows: bool) -> i
     machine, table, commands = estimate.this_machine(line.folder, line.choice["device"]), pd.DataFrame(columns=["step", "done"]), []
     if len(df):
         stored, more = stored_clips(line, df)
-        rates = estimate.measure(df, videos, line.settings, line.choice["backbone"], line.choice["device"])
-        table = estimate.forecast(df, line.settings, rates, machine, stored=stored, seed=line.seed)
+        rates = estimate.measure(df, videos, line.stored, line.choice["backbone"], line.choice["device"])
+        table = estimate.forecast(df, line.stored, rates, machine, stored=stored, seed=line.seed)
         table["done"] = done_already(line, Path(args.manifest), table.step)
         findings += more + (estimate.machine_findings(table[~table.done], machine) if not table.done.all() else [])
         commands = next_commands(args, line, table, not df.split.notna().any(), bad_rows)

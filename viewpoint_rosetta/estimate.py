@@ -31,6 +31,7 @@ from .matching import top_k
 from .methods import METHODS, Method, pair_objective, sum_l_objective, text_objective
 from .training import fit
 from .translator import MLP, new_translator, train_translator
+from .vectors import load_video_backbone
 
 # %% ../nbs/12_estimate.ipynb #57863161
 GB = 1e9
@@ -127,7 +128,7 @@ def decode_rate(
 
 def forward_rate(backbone, frames: int, size: int, seconds: float = 2) -> Rate:  # a clip
     "Noise through the backbone, a batch at a time, as in `extract`."
-    x = torch.randn(backbone.batch, 3, size, size, device=backbone.mean.device)
+    x = torch.randn(backbone.batch, 3, size, size, device=next(backbone.model.parameters()).device)
     return repeat(lambda: backbone(x).cpu(), seconds) * (frames / len(x))
 
 # %% ../nbs/12_estimate.ipynb #7203235a
@@ -218,17 +219,20 @@ def dealt(df: pd.DataFrame) -> pd.DataFrame:
 def measure(
     df: pd.DataFrame,      # a clip table that knows its root
     videos: pd.DataFrame,  # from `examine`
-    settings,              # LineSettings
-    backbone: str = LITE0,
+    settings,              # LineSettings; a published encoder's: one frame and one cell a clip
+    backbone: str = LITE0, # or the absolute path of a published encoder
     device: str = "cpu",   # or "auto"
 ) -> Rates:
     "Some seconds of everything a run does."
     e, df = settings.encoder, dealt(df)
-    model = load_backbone(backbone, round(e.cells ** .5), settings.size, pretrained=False, precision=settings.precision)
+    published = Path(backbone).is_absolute()
+    model = (load_video_backbone(backbone, settings.precision) if published else
+             load_backbone(backbone, round(e.cells ** .5), settings.size, pretrained=False, precision=settings.precision))
     model.to("cuda" if device == "auto" and torch.cuda.is_available() else "cpu")
     well = videos[videos.looked & (videos.kind == "")]
-    decoding = decode_rate(df, well.video, e.frames, model.preprocess) if len(well) else None
-    forward, dim = forward_rate(model, e.frames, model.side(*(well[["height", "width"]].max() if len(well) else (0, 0)))), model.dim
+    frames = model.frames if published else e.frames
+    decoding = decode_rate(df, well.video, frames, model.preprocess) if len(well) else None
+    forward, dim = forward_rate(model, frames, model.side(*(well[["height", "width"]].max() if len(well) else (0, 0)))), model.dim
     steps = training_rates(settings, dim, len(pool(df, "train")), len(sync_pairs(pool(df, "paired"))))
     test, tested = test_rate(df, e.out)
     biggest = tuple(int(well[side].max()) if len(well) else 0 for side in ("height", "width"))
@@ -395,6 +399,7 @@ def weights_findings(
         except (ValueError, OSError) as error:
             out.append(Finding("mend", f"weights: {error}", "rosetta verify says more of a checkpoint that loads"))
         else: out.append(Finding("note", f"weights {Path(path).name}: {loaded.kind}, {type(loaded.model).__name__}, {loaded.report}"))
+    if Path(backbone).is_absolute(): return out + (weights_findings(backbone) if str(path) != backbone else [])
     if backbone != LITE0:
         import timm
         hub = timm.get_pretrained_cfg(backbone).hf_hub_id if timm.is_model(backbone) else None

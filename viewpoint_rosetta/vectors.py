@@ -36,6 +36,16 @@ class VideoBackbone:
         self.spec = dict(name=name, kind=loaded.kind, weights=mark.hexdigest()[:16], precision=precision, row="one vector a clip",
                          preprocessing=asdict(self.pre))
 
+    def side(self, h: int, w: int) -> int:
+        "Side of the input in pixels, whatever the frames' size."
+        return self.pre.size
+
+    @property
+    def dim(self) -> int:
+        "Numbers of a vector."
+        s = self.model.settings
+        return s["out"] if isinstance(s, dict) else getattr(s, "out", None) or s.width
+
     def to(self, device) -> "VideoBackbone":
         "Move the model; frames are prepared on the CPU."
         self.model.to(device)
