@@ -31,6 +31,7 @@ def whole(found, rows: int):
     "A valid clip table, and every row of the annotation in it or on record."
     assert validate(found.clips)["clip_id"].is_unique and found.problems[["file", "row", "reason"]].notna().all().all()
     assert len(found.clips) + len(found.problems) == rows
+    assert not [c for c in found.clips if c.startswith("_") or c in ("file", "row", "video_s")], "what only served a sentence"
 
 
 def reasons(found) -> str:
@@ -125,6 +126,7 @@ def test_egoyc2_missing_field_is_named(tmp_path):
 @pytest.mark.parametrize("files, said", [
     (dict(), ("no file yc2_*.json", "exo=false")),
     (dict(yc2_train={"r1_s1_bbbbbbbbbbb": ENTRY}), ("r2_s20_… are those of ego videos", "exchanged")),
+    (dict(egoyc2_eval={"ccccccccccc": ENTRY}, yc2_train={"b": ENTRY}), ("egoyc2_eval.json", "'ccccccccccc' is not the id of an ego video", "exchanged")),
     (dict(yc2_train=[ENTRY]), ("yc2_train.json", "found a list")),
     (dict(yc2_dev={"b": ENTRY}), ("yc2_dev.json", "neither train nor eval")),
     (dict(yc2_train={"b": ENTRY}, yc2_eval={"b": ENTRY}), ("more than one split", "yc2_eval.json and yc2_train.json"))])
@@ -216,6 +218,8 @@ def test_charades_published_counts_only_beside_the_whole_set(tmp_path):
     assert charades_ego.clips(tmp_path).counts.published.isna().all()
     charades_folder(tmp_path, *[r.replace("A,", "B,").replace("AEGO", "BEGO") for r in rows], name="CharadesEgo_v1_test", head=head)
     assert charades_ego.clips(tmp_path).counts.set_index("what").published["videos"] == 7860
+    for split in ("train", "test"): (tmp_path / f"CharadesEgo_v1_{split}.csv").rename(tmp_path / f"CharadesEgo_v0_{split}.csv")
+    assert charades_ego.clips(tmp_path).counts.published.isna().all(), "what was published is of version 1"
 
 
 @pytest.mark.parametrize("name, head, options, said", [
@@ -374,8 +378,11 @@ def test_broken_captions_say_where(tmp_path, spoil, said):
 
 
 def test_a_broken_entry_is_not_searched_for_to_the_end_of_the_file(tmp_path):
-    root = htm_folder(tmp_path, caption=json.dumps(CAPTIONS).replace("[", "[[[", 1) + " " * 100_000)
-    with pytest.raises(AnnotationError, match="after the entry None"): list(howto100m.members(root / "caption.json", 100, most=1000))
+    "No entry is as long as `most`: where one is, the search for its end stops, whether it would be found or not."
+    root = htm_folder(tmp_path, caption=CAPTIONS)
+    longest = max(len(json.dumps({k: v})) for k, v in CAPTIONS.items())
+    assert len(list(howto100m.members(root / "caption.json", 10, most=longest + 20))) == len(CAPTIONS)
+    with pytest.raises(AnnotationError, match="after the entry 'made_up__2'"): list(howto100m.members(root / "caption.json", 10, most=100))
 
 
 def test_captions_of_some_videos_and_the_warning_about_stop_words(tmp_path):
