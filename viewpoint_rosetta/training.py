@@ -355,8 +355,8 @@ def fit(
     params = [p for p in model.parameters() if p.requires_grad]
     ema, average = [p.detach().clone() for p in params if s.ema], get_ema_multi_avg_fn(s.ema)
     gpus = [accelerator.device] if accelerator.device.type == "cuda" else []
+    recipe, history = _begin(accelerator, path, model, optimizer, ema, s, seed, about)
     with torch.random.fork_rng(gpus), ctrl_c_between_steps() as pressed, _together():
-        recipe, history = _begin(accelerator, path, model, optimizer, ema, s, seed, about)
         start, t = len(history), time.perf_counter()
         trained.train()
         bar = dict(initial=start, total=s.steps, disable=not (progress and accelerator.is_main_process), mininterval=1, unit="step")
@@ -367,7 +367,8 @@ def fit(
             done, stop = step + 1, _anywhere(pressed)
             if accelerator.is_main_process and path and (stop or done % s.checkpoint_every == 0 or done == s.steps):
                 save_checkpoint(path, model, optimizer, ema, history, recipe)
+            if stop or done == s.steps: accelerator.wait_for_everyone()  # until it is written
             if stop and done < s.steps: raise KeyboardInterrupt(_how_to_resume(path, done, s.steps))
-        accelerator.end_training()
+        for tracker in accelerator.trackers: tracker.finish()
     return _finish(model, params, ema, history, start, (s.steps - start) / (time.perf_counter() - t))
 
