@@ -274,7 +274,7 @@ def _accelerator(settings, folder=None):
     known = [str(getattr(t, "value", t)) for t in get_available_trackers()]
     if lacking := [t for t in settings.track if not isinstance(t, GeneralTracker) and t not in known]:
         raise TrainError(f"no tracker {lacking[0]!r} is installed here; there are: {', '.join(known) or 'none'}; install it, or leave it out of track")
-    if settings.track and not folder: raise TrainError("tracking needs a folder to write to: give fit a folder")
+    if settings.track and not folder: raise TrainError("tracking needs a folder to write to: give fit `logs` or `folder`")
     return Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.mixed_precision, project_dir=folder,
                        log_with=list(settings.track) or None)
 
@@ -345,10 +345,11 @@ def fit(
     folder=None,  # where checkpoint.safetensors is kept; None: nothing is kept
     progress=True,  # a bar with rate and time left
     about=None,  # JSON-able facts that must agree on resume: which pairs, which features
+    logs=None,  # where trackers write; None: `folder`
 ):  # DataFrame[step, loss, lr, <terms>, grad_norm]; attrs: resumed_at, steps_per_s
     "Train, or go on where `folder` stopped, to the same numbers. Raises TrainError; Ctrl-C saves first."
     s, path = settings, folder and Path(folder) / "checkpoint.safetensors"
-    accelerator = _accelerator(s, folder)
+    accelerator = _accelerator(s, logs or folder)
     model.to(accelerator.device)
     optimizer = torch.optim.AdamW(_groups(model, s), lr=s.lr, betas=s.betas, fused=True)
     trained, optimizer = accelerator.prepare_model(model, evaluation_mode=True), accelerator.prepare(optimizer)
