@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from viewpoint_rosetta import clips as c
-from viewpoint_rosetta import pixels, world
+from test_cli import small_world
+from viewpoint_rosetta import cli, pixels, weights, world
 from viewpoint_rosetta.losses import LossSettings
 from viewpoint_rosetta.timesformer import DualSettings, TimeSformerSettings, VideoTextEncoder
 from viewpoint_rosetta.training import Mix, Shuffle, TrainError, TrainSettings, fit, generator_for
@@ -137,27 +138,16 @@ def test_gradcache_draws_the_same_dropout_twice():
     assert max_gap(grads[0], [p.grad for p in model.parameters()]) > .01, "dropout matters here"
 
 
-def test_gradcache_holds_the_activations_of_one_micro_batch():
-    held, most, model = 0, 0, Dropped()
-    class Kept(torch.autograd.Function):  # counts what waits for its backward pass
-        @staticmethod
-        def forward(ctx, x):
-            nonlocal held, most
-            ctx.save_for_backward(x)
-            ctx.n, held = len(x), held + len(x) * torch.is_grad_enabled()
-            return x.clone()
-        @staticmethod
-        def backward(ctx, g):
-            nonlocal held, most
-            ctx.saved_tensors
-            return g
-    seen = []
-    def pack(t): seen.append(t.shape[0]); return t
-    x = torch.randn(64, 6)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): whole = model(x)
-    packed, seen = sum(seen), []
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): z = pixels.in_parts(model, x, 4)
-    assert packed > 2 * 64 and sum(seen) < packed / 2, "activations inside are not kept by the forward pass"
+def test_gradcache_keeps_inputs_and_embeddings_only():
+    x, model = torch.randn(64, 6), Dropped()
+    def kept(encode):
+        rows = []
+        def pack(t):
+            rows.append(t.numel())
+            return t
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): encode()
+        return sum(rows)
+    assert kept(lambda: pixels.in_parts(model, x, 4)) < .1 * kept(lambda: model(x))
 
 
 @pytest.mark.parametrize("switch", [dict(checkpointed=True), dict(compiled="eager"), dict(compiled="aot_eager", checkpointed=True)], ids=str)
@@ -301,3 +291,65 @@ def test_killed_and_resumed_bit_for_bit(tmp_path):
     rest = fit(resumed, objective_of(batches_of(), micro=4), settings, folder=tmp_path, progress=False)
     assert rest.attrs["resumed_at"] == 2 and rest.equals(whole)
     assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters()))
+
+
+# ---- the command
+
+TINY = ["--steps", "4", "--batch", "8", "--micro-batch", "4", "--lr", "1e-3"]
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    "A run folder with some clips of the shipped world, one video of which is damaged."
+    folder = tmp_path_factory.mktemp("few")
+    manifest = small_world(folder)
+    df = pd.read_parquet(manifest)
+    (folder / df.video[(df.split == "train") & (df["view"] == "exo")].iloc[-1]).write_bytes(b"")
+    assert cli.main(["index", str(manifest), "--run", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+def test_the_command_trains_tests_keeps_and_reuses(few, capsys, monkeypatch):
+    pairs = few / "given.parquet"
+    df = pd.read_parquet(few / "clips.parquet")
+    ego, exo = (c.pool(df, v).clip_id for v in ("ego", "exo"))
+    pd.DataFrame(dict(ego=ego[:4].to_numpy(), exo=exo[:4].to_numpy(), text=.5)).to_parquet(pairs)
+    words = ["train-pixels", "--run", str(few), "--pairs", str(pairs), "--track", "tensorboard", "--checkpoint-activations", *TINY]
+    assert cli.main(words) == 0, capsys.readouterr().err
+    out = capsys.readouterr().out
+    assert "pixels/0: run" in out and "chance" in out
+    kept = weights.from_pretrained(few / "encoder/pixels/0")
+    assert kept.notes["trained"] == "from pixels" and kept.preprocessing.size == 64
+    start = pixels.small_encoder().model
+    assert not torch.equal(kept.model.image_projection, start.image_projection)
+    bench = pd.read_parquet(few / "encoder/pixels/0.parquet")
+    assert set(bench.method) == {"pixels"} and bench.value.notna().all()
+    problems = pd.read_parquet(few / "problems.parquet")
+    assert problems.reason.str.contains("empty").all() and len(problems)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(few / "logs/viewpoint_rosetta")).Reload()
+    assert [e.step for e in events.Scalars("loss")] == [0, 1, 2, 3] and all(np.isfinite(e.value) for e in events.Scalars("grad_norm"))
+    assert cli.main(words) == 0 and "pixels/0: reuse" in capsys.readouterr().out
+    assert cli.main([*words, "--batch", "6"]) == 0 and "pixels/0: run (settings changed: how" in capsys.readouterr().out
+
+
+def test_the_command_in_two_processes(few):
+    code = "import sys; from viewpoint_rosetta.cli import main; sys.exit(main(sys.argv[1:]))"
+    (few.parent / "rosetta.py").write_text(code)
+    env = os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=str(HERE.parent), CUDA_VISIBLE_DEVICES="")
+    words = ["train-pixels", "--run", few, "--seed", "1", *TINY]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--", few.parent / "rosetta.py", *words]
+    done = subprocess.run(launch, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("pixels/1: run") == 1 and done.stdout.count("chance") == 1, "the first process speaks"
+    assert (few / "encoder/pixels/1/model.safetensors").exists() and not (few / ".work/pixels-1").exists()
+
+
+def test_the_command_refuses(few, capsys, tmp_path):
+    pd.DataFrame(dict(ego=["nobody"], exo=["nothing"])).to_parquet(tmp_path / "pairs.parquet")
+    weights.save_pretrained(tmp_path / "tower", weights.Pretrained(encoder().visual, PRE, None, "timm", ""))
+    for words, expected in ((["--pairs", str(tmp_path / "pairs.parquet")], "the first is 'nobody'"), (["--frames", "8", "--weights", str(few / "encoder/pixels/0")], "8 frames a clip, but the encoder has 4"),
+                            (["--weights", str(tmp_path / "tower")], "TimeSformer: training from pixels takes"), (["--weights", "gone.pth"], "gone.pth"),
+                            (["--track", "nothing"], "no tracker 'nothing'")):
+        assert cli.main(["train-pixels", "--run", str(few), "--seed", "2", *TINY, *words]) == 2
+        assert expected in (err := capsys.readouterr().err) and "Traceback" not in err, err

@@ -404,7 +404,7 @@ def pixels_command(args):
     Again   goes on from the last checkpoint, to the same numbers.
 
     rosetta train-pixels --run runs/mine --weights lavila.pth --pairs runs/mine/pairs.parquet --batch 1024
-    torchrun --nproc-per-node 8 $(which rosetta) train-pixels --run runs/mine --precision bf16 --device auto"""
+    torchrun --nproc-per-node 8 -- $(which rosetta) train-pixels --run runs/mine --precision bf16 --device auto"""
     import pandas as pd
     line = opened(args)
     given = dict(pixels=dict(micro=args.micro_batch, checkpointed=args.checkpoint_activations or None, frames=args.frames,

@@ -53,7 +53,7 @@ class Videos:
         except (ValueError, OSError, RuntimeError) as error:
             raise VideoError(f"row {self.manifest_row[row]} (clip_id {self.ids[row]!r}): {error}") from error
 
-# %% ../nbs/08_training_pixels.ipynb #a0755b0a
+# %% ../nbs/08_training_pixels.ipynb #b998c618
 @dataclass(frozen=True)
 class Augment:
     "What training varies in a clip, the same in all its frames."
@@ -61,6 +61,7 @@ class Augment:
     aspect: tuple = (3/4, 4/3)   # width over height of the kept part
     flip: float = 0.             # chance of the mirror image; 0: hands are left or right
     any_frame: bool = True       # a random frame of each segment; False: its middle
+    colour: float = 0.           # how far the gain of each colour channel may wander from 1; for few rooms, whose colours give them away
 
 
 def moments(n: int, augment, rng) -> np.ndarray:  # (n,) in [0, 1)
@@ -85,7 +86,7 @@ def cut(frames, box: tuple, size: int) -> torch.Tensor:  # (T,H,W,3) uint8 -> (T
     if (h, w) != (size, size): x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
     return x.permute(0, 2, 3, 1)
 
-# %% ../nbs/08_training_pixels.ipynb #da6c9339
+# %% ../nbs/08_training_pixels.ipynb #f0a357bb
 class Shots:
     "Clip `row` as training sees it at `step`: (T,size,size,3) uint8, a function of seed, step and clip alone."
 
@@ -102,6 +103,9 @@ class Shots:
         rng = np.random.default_rng([self.seed, step, zlib.crc32(self.read.ids[row].encode())])
         x = self.read(row, moments(self.frames, self.augment, rng))
         x = cut(x, crop_box(*x.shape[1:3], self.augment, rng), self.size)
+        if self.augment and self.augment.colour:
+            gain = torch.tensor(np.exp(rng.uniform(-1, 1, 3) * self.augment.colour), dtype=torch.float32)
+            x = (x * gain).clamp(0, 255).to(torch.uint8)
         return x.flip(2) if self.augment and rng.random() < self.augment.flip else x
 
 # %% ../nbs/08_training_pixels.ipynb #f19f5309
