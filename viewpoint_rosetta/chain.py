@@ -447,7 +447,8 @@ def keep_pixels(line: Line, seed: int, loaded, read):
     rows = np.flatnonzero((df.split == "test") | ((df.split == "train") & (df["view"] == "exo")))
     z = dict(zip(df.clip_id.iloc[rows], pixels.embed_rows(loaded.model, loaded.preprocessing, read, rows, on_problem=line.run.problem)))
     lost = [i for i, v in z.items() if np.isnan(v).any()]
-    found = evaluate(lambda rows: np.stack([z[i] for i in rows.clip_id]), df[~df.clip_id.isin(lost)], "pixels", seed, line.choice["dataset"])
+    found = evaluate(lambda rows: np.stack([z[i] for i in rows.clip_id]), df[~df.clip_id.isin(lost)], "pixels", seed,
+                     line.choice["dataset"])
     save_pretrained(where / str(seed), replace(loaded, notes=loaded.notes | dict(trained="from pixels")))
     write_bench(found, where / f"{seed}.parquet")
 

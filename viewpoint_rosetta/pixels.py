@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['JUMP', 'Videos', 'Augment', 'moments', 'crop_box', 'cut', 'Shots', 'Kept', 'four', 'Batches', 'pair_rows',
-           'pair_draw', 'clip_vocabulary', 'narration_ids', 'in_parts', 'switch_blocks', 'pixel_objective',
-           'small_encoder', 'embed_rows', 'embedder', 'PixelSettings', 'train_from_pixels']
+           'pair_draw', 'clip_vocabulary', 'narration_ids', 'small_encoder', 'in_parts', 'switch_blocks',
+           'pixel_objective', 'PixelSettings', 'train_from_pixels', 'embed_rows', 'embedder']
 
 # %% ../nbs/08_training_pixels.ipynb #df35edd0
 import math
@@ -204,7 +204,7 @@ class Batches:
             for column, new in zip(pairs, four(self.spare(step + attempt * JUMP))): column[i] = new[place.start + i]
         raise VideoError(f"step {step}: no readable pair in 100 draws; the last: {last}")
 
-# %% ../nbs/08_training_pixels.ipynb #0b88d15e
+# %% ../nbs/08_training_pixels.ipynb #225f4c2f
 def pair_rows(clips: pd.DataFrame, pairs: pd.DataFrame, source="pairs") -> tuple:  # rows of ego, of exo: (N,) each
     "Where the clips of these pairs are in the table; ValueError for clips that it does not hold."
     place = pd.Series(np.arange(len(clips)), clips.clip_id)
@@ -224,7 +224,8 @@ def pair_draw(
 ):
     "Which pairs each step holds: Shuffle or Mix of rows, as on features (`10_methods`)."
     real = sync_pairs(pool(clips, "paired"))
-    if not len(real) and pseudo is None: raise ValueError("no synchronized training pairs (shared sync_id, split train), and no pseudo-pairs given")
+    if not len(real) and pseudo is None:
+        raise ValueError("no synchronized training pairs (shared sync_id, split train), and no pseudo-pairs given")
     def shuffled(pairs, weight, flag, n, seed):
         columns = pair_rows(clips, pairs, source)
         return Shuffle(*columns, weight, np.full(len(pairs), flag, np.float32), batch=n, seed=seed, group=pairs.ego)
@@ -236,18 +237,36 @@ def pair_draw(
     if not m: return linked
     return Mix(shuffled(real, hard, 0, m, seed), lambda step: linked(step)[:3])
 
-
+# %% ../nbs/08_training_pixels.ipynb #c6610541
 def clip_vocabulary() -> Path:
     "CLIP's byte-pair vocabulary, which comes with the package open_clip; found, not imported."
     spec = find_spec("open_clip")
-    if spec is None: raise FileNotFoundError("CLIP's vocabulary comes with the package open_clip, which is not installed: pip install open_clip_torch")
+    if spec is None: raise FileNotFoundError("CLIP's vocabulary comes with the package open_clip: pip install open_clip_torch")
     return Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz"
 
 
 def narration_ids(clips: pd.DataFrame, context: int = 77) -> tuple:  # (N, context) ids; (N, 1) 1 where something was said
     "Narrations as CLIP's byte pairs."
     said = clips.narration.fillna("")
-    return Tokenizer(read_merges(clip_vocabulary()), context, mend=True)(list(said)), torch.tensor((said != "").to_numpy(np.float32))[:, None]
+    tokenize = Tokenizer(read_merges(clip_vocabulary()), context, mend=True)
+    return tokenize(list(said)), torch.tensor((said != "").to_numpy(np.float32))[:, None]
+
+# %% ../nbs/08_training_pixels.ipynb #1ae523c1
+def small_encoder(
+    size: int = 64,       # side of the input in pixels
+    width: int = 128,     # of both towers
+    depth: int = 3,       # blocks of both towers
+    frames: int = 4,      # a clip
+    out: int = 64,        # of the shared space
+    seed: int = 0,
+) -> Pretrained:
+    "A TimeSformer and a text transformer small enough for a CPU, untrained."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        video = TimeSformerSettings(size, 16, width, depth, width // 32, frames)
+        model = VideoTextEncoder(DualSettings(video, out, width, width // 32, depth))
+    pre = Preprocessing(size=size, frames=frames)
+    return Pretrained(model, pre, KeyReport(()), "ours", "as its training data", dict(trained="no"))
 
 # %% ../nbs/08_training_pixels.ipynb #c1a1ecd1
 def in_parts(
@@ -308,24 +327,51 @@ def pixel_objective(
         return total, terms
     return objective
 
-# %% ../nbs/08_training_pixels.ipynb #f266597e
-def small_encoder(
-    size: int = 64,       # side of the input in pixels
-    width: int = 128,     # of both towers
-    depth: int = 3,       # blocks of both towers
-    frames: int = 4,      # a clip
-    out: int = 64,        # of the shared space
+# %% ../nbs/08_training_pixels.ipynb #4c310da2
+@dataclass(frozen=True)
+class PixelSettings:
+    "How a dual encoder is trained from frames."
+    frames: int = 4               # a clip, as in the paper
+    micro: int | None = 32        # clips whose activations exist at a time; None: all of the batch
+    workers: int = 2              # decoding threads of a process
+    ahead: int = 1                # batches decoded early; each is held as uint8
+    checkpointed: bool = False    # activations inside blocks are computed again: for encoders of which 32 clips do not fit
+    compiled: str | None = None   # backend of torch.compile; "inductor" pays from some hundred steps on
+    paired_share: float = .5      # of synchronized pairs in a batch that also holds pseudo-pairs
+    vs_steps: int = 4             # denoising steps of a translation inside L_vs
+    augment: Augment | None = Augment()
+    loss: LossSettings = LossSettings()
+
+# %% ../nbs/08_training_pixels.ipynb #68ab4439
+def train_from_pixels(
+    loaded: Pretrained,             # its VideoTextEncoder is trained in place
+    clips: pd.DataFrame,            # clip table that knows its root
+    read=None,                      # Videos or Kept; None: Videos
+    pseudo: pd.DataFrame | None = None,  # pseudo-pairs: ego, exo, text
+    settings: PixelSettings = PixelSettings(),
+    train: TrainSettings = TrainSettings(),  # train.batch: clips a step, two for each pair, over all processes
     seed: int = 0,
-) -> Pretrained:
-    "A TimeSformer and a text transformer small enough for a CPU, untrained."
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        video = TimeSformerSettings(size, 16, width, depth, width // 32, frames)
-        model = VideoTextEncoder(DualSettings(video, out, width, width // 32, depth))
-    pre = Preprocessing(size=size, frames=frames)
-    return Pretrained(model, pre, KeyReport(()), "ours", "as its training data", dict(trained="no"))
+    rst=None,                       # frozen translator for L_vs
+    on_problem=warn,
+    **kw,                           # of `fit`: folder, logs, progress, about
+) -> pd.DataFrame:                  # the history
+    "Synchronized and pseudo-pairs from frames (Sec. 3.4), resumable, in one process or many."
+    model, s = loaded.model, settings
+    if not isinstance(model, VideoTextEncoder):
+        raise ValueError(f"{type(model).__name__}: training from pixels takes a video and a text tower with CLIP's byte pairs, "
+                         "such as LaViLa's, CLIP's and those saved here")
+    ids, told = narration_ids(clips, model.settings.context)
+    if model.settings.vocab <= ids.max():
+        raise ValueError(f"the text tower knows {model.settings.vocab} ids, CLIP's byte pairs need {int(ids.max()) + 1}")
+    draw = pair_draw(clips, pseudo, train.batch // 2, s.paired_share, seed)
+    shots = Shots(read or Videos(clips), s.frames, loaded.preprocessing.size, s.augment, seed)
+    batches = Batches(draw, shots, s.workers, s.ahead, on_problem)
+    objective = pixel_objective(batches, loaded.preprocessing, ids, told, s.loss, rst, s.vs_steps, s.micro)
+    switch_blocks(model, s.checkpointed, s.compiled)
+    try: return fit(model, objective, train, seed, **kw)
+    finally: switch_blocks(model)
 
-
+# %% ../nbs/08_training_pixels.ipynb #13226942
 @torch.inference_mode()
 def embed_rows(
     model,               # encode_video
@@ -353,50 +399,8 @@ def embed_rows(
         if x: z[-1][torch.tensor(there)] = F.normalize(model.encode_video(torch.cat(x).to(device)).float(), dim=-1).cpu()
     return torch.cat(z).numpy() if z else np.zeros((0, model.settings.out), np.float32)
 
-
+# %% ../nbs/08_training_pixels.ipynb #b1415139
 def embedder(model, pre: Preprocessing, read, **kw):  # function clip rows -> (N, D), as `evaluate` takes it
     "The embedding of clips by their ids, for the benchmark."
     place = {i: n for n, i in enumerate(read.ids)}
     return lambda df: embed_rows(model, pre, read, [place[i] for i in df.clip_id], **kw)
-
-# %% ../nbs/08_training_pixels.ipynb #c83431fe
-@dataclass(frozen=True)
-class PixelSettings:
-    "How a dual encoder is trained from frames."
-    frames: int = 4               # a clip, as in the paper
-    micro: int | None = 32        # clips whose activations exist at a time; None: all of the batch
-    workers: int = 2              # decoding threads of a process
-    ahead: int = 1                # batches decoded early; each is held as uint8
-    checkpointed: bool = False    # activations inside blocks are computed again: for encoders of which 32 clips do not fit
-    compiled: str | None = None   # backend of torch.compile; "inductor" pays from some hundred steps on
-    paired_share: float = .5      # of synchronized pairs in a batch that also holds pseudo-pairs
-    vs_steps: int = 4             # denoising steps of a translation inside L_vs
-    augment: Augment | None = Augment()
-    loss: LossSettings = LossSettings()
-
-
-def train_from_pixels(
-    loaded: Pretrained,             # its VideoTextEncoder is trained in place
-    clips: pd.DataFrame,            # clip table that knows its root
-    read=None,                      # Videos or Kept; None: Videos
-    pseudo: pd.DataFrame | None = None,  # pseudo-pairs: ego, exo, text
-    settings: PixelSettings = PixelSettings(),
-    train: TrainSettings = TrainSettings(),  # train.batch: clips a step, two for each pair, over all processes
-    seed: int = 0,
-    rst=None,                       # frozen translator for L_vs
-    on_problem=warn,
-    **kw,                           # of `fit`: folder, logs, progress, about
-) -> pd.DataFrame:                  # the history
-    "Synchronized and pseudo-pairs from frames (Sec. 3.4), resumable, in one process or many."
-    model, s = loaded.model, settings
-    if not isinstance(model, VideoTextEncoder):
-        raise ValueError(f"{type(model).__name__}: training from pixels takes a video and a text tower with CLIP's byte pairs, as LaViLa's, "
-                         "CLIP's and those saved here have")
-    ids, told = narration_ids(clips, model.settings.context)
-    if model.settings.vocab <= ids.max(): raise ValueError(f"the text tower knows {model.settings.vocab} ids, CLIP's byte pairs need {int(ids.max()) + 1}")
-    draw = pair_draw(clips, pseudo, train.batch // 2, s.paired_share, seed)
-    shots = Shots(read or Videos(clips), s.frames, loaded.preprocessing.size, s.augment, seed)
-    objective = pixel_objective(Batches(draw, shots, s.workers, s.ahead, on_problem), loaded.preprocessing, ids, told, s.loss, rst, s.vs_steps, s.micro)
-    switch_blocks(model, s.checkpointed, s.compiled)
-    try: return fit(model, objective, train, seed, **kw)
-    finally: switch_blocks(model)

@@ -273,7 +273,8 @@ def _accelerator(settings, folder=None):
     AcceleratorState._reset_state(reset_partial_state=not dist.is_initialized())
     known = [str(getattr(t, "value", t)) for t in get_available_trackers()]
     if lacking := [t for t in settings.track if not isinstance(t, GeneralTracker) and t not in known]:
-        raise TrainError(f"no tracker {lacking[0]!r} is installed here; there are: {', '.join(known) or 'none'}; install it, or leave it out of track")
+        raise TrainError(f"no tracker {lacking[0]!r} is installed here; there are: {', '.join(known) or 'none'}; "
+                         "install it, or leave it out of track")
     if settings.track and not folder: raise TrainError("tracking needs a folder to write to: give fit `logs` or `folder`")
     return Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.mixed_precision, project_dir=folder,
                        log_with=list(settings.track) or None)
