@@ -49,7 +49,8 @@ def step(batch: int, micro: int, checkpointed: bool = False, bf16: bool = False)
 
 
 def in_process(*args) -> tuple:
-    done = subprocess.run([sys.executable, __file__, "--one", *map(str, args)], capture_output=True, text=True, check=True)
+    env = os.environ | dict(MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536")  # glibc: give freed memory back at once
+    done = subprocess.run([sys.executable, __file__, "--one", *map(str, args)], env=env, capture_output=True, text=True, check=True)
     return tuple(map(float, done.stdout.split()))
 
 
@@ -67,7 +68,7 @@ def memory() -> str:
         print(rows[-1], flush=True)
     plain, many = rows[0]["peak_MB"], rows[3]["peak_MB"]
     table = markdown(pd.DataFrame(rows))
-    return (f"## Memory\n\nPeak resident memory above that before the step; 64 px, 4 frames, width 128, depth 3, fp32, made-up pixels; a process each.\n\n{table}\n\n"
+    return (f"## Memory\n\nPeak resident memory above that before the step; 64 px, 4 frames, width 128, depth 3, fp32, made-up pixels; a process each, in which glibc gives freed memory back at once (MALLOC_MMAP_THRESHOLD_=65536). Without it, freed pieces pile up.\n\n{table}\n\n"
             f"A batch of 1,024 in micro-batches of 32 takes {many / plain:.2f} times the memory of a batch of 32; the frames of the whole batch, "
             f"{1024 * 4 * 64 * 64 * 3 / 2**20:.0f} MB as uint8, were there before the step and are not in these numbers.\n")
 
