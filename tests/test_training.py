@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from viewpoint_rosetta.training import Mix, Shuffle, TrainError, TrainSettings, fit, learning_rate, take
+from accelerate.tracking import GeneralTracker
+
+from viewpoint_rosetta import training
+from viewpoint_rosetta.training import Mix, Shuffle, TrainError, TrainSettings, ctrl_c_between_steps, fit, learning_rate, take
 
 SETTINGS = TrainSettings(steps=60, warmup=5, lr=.01, checkpoint_every=10)
 
@@ -257,3 +260,52 @@ def test_two_precisions_in_one_process():
     first, second = (fit(new_model(), objective, dataclasses.replace(SETTINGS, steps=3, mixed_precision=p), progress=False)
                      for p in ("no", "bf16"))
     assert len(first) == len(second) == 3 and not np.array_equal(first.mse, second.mse)
+
+
+def test_sigterm_saves_between_steps_too(straight, tmp_path):
+    settings, model, history = straight
+    def ended(m, s, g):
+        if s == 23: os.kill(os.getpid(), signal.SIGTERM)
+        return objective(m, s, g)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 24 of 60"): fit(new_model(), ended, settings, 3, tmp_path, progress=False)
+    assert signal.getsignal(signal.SIGTERM) is before
+    resumed = new_model()
+    assert fit(resumed, objective, settings, 3, tmp_path, progress=False).attrs["resumed_at"] == 24 and same(model, resumed)
+
+
+def test_an_echo_of_ctrl_c_does_not_break_the_step_but_a_later_one_does(monkeypatch):
+    clock = [0.]
+    monkeypatch.setattr(training.time, "monotonic", lambda: clock[0])
+    with pytest.raises(KeyboardInterrupt), ctrl_c_between_steps() as pressed:
+        os.kill(os.getpid(), signal.SIGINT), os.kill(os.getpid(), signal.SIGINT)
+        assert pressed
+        clock[0] = 2.
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("went on")
+
+
+class Notes(GeneralTracker):
+    "A tracker of one's own."
+    name, requires_logging_directory = "notes", False
+    def __init__(self): super().__init__(); self.rows, self.config = [], None
+    @property
+    def tracker(self): return self.rows
+    def store_init_configuration(self, values): self.config = values
+    def log(self, values, step=None, **kw): self.rows.append((step, values["loss"]))
+
+
+def test_trackers_get_every_step(tmp_path):
+    settings, notes = dataclasses.replace(SETTINGS, steps=4), Notes()
+    table = fit(new_model(), objective, dataclasses.replace(settings, track=(notes, "tensorboard")), 3, tmp_path / "run", progress=False, logs=tmp_path / "logs")
+    assert notes.rows == list(zip(table.step, table.loss)) and notes.config["lr"] == "0.01"
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(tmp_path / "logs/viewpoint_rosetta")).Reload().Scalars("loss")
+    assert np.allclose([e.value for e in events], table.loss) and [e.step for e in events] == [0, 1, 2, 3]
+    again = fit(new_model(), objective, settings, 3, tmp_path / "run", progress=False)  # whether it was tracked is no part of the recipe
+    assert again.attrs["resumed_at"] == 4
+
+
+def test_trackers_that_cannot_work_are_refused(tmp_path):
+    for track, folder, expected in ((("wander",), tmp_path, "no tracker 'wander'.*tensorboard"), (("tensorboard",), None, "needs a folder")):
+        with pytest.raises(TrainError, match=expected): fit(new_model(), objective, dataclasses.replace(SETTINGS, track=track), folder=folder, progress=False)

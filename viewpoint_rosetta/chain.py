@@ -6,10 +6,12 @@
 __all__ = ['RESUMED', 'STEPS', 'USUAL', 'Step', 'sources', 'slug', 'with_changes', 'Steps', 'Line', 'told_clips', 'gathered',
            'index', 'video_stamp', 'stamps', 'same_videos', 'load_frozen', 'frame_features', 'text_features',
            'settle_problems', 'extract', 'whiten', 'train_phi', 'compared', 'train_translator', 'match', 'train',
-           'gather', 'write_vectors', 'maps', 'path_map', 'finished', 'seconds_taken']
+           'leading', 'same_everywhere', 'train_pixels', 'train_from_frames', 'pixel_start', 'keep_pixels', 'gather',
+           'write_vectors', 'maps', 'path_map', 'finished', 'seconds_taken']
 
 # %% ../nbs/13_chain.ipynb #33ea345f
 import json
+import os
 import re
 import shutil
 import sys
@@ -50,6 +52,8 @@ STEPS = {
                  "path.safetensors", "path.json"), (), ("translator", "methods")),
     "own": Step(("extract",), ("pairs.parquet", "embeddings.safetensors", "embeddings.json"), ("match",),
                 ("translator", "matching", "benchmark", "methods")),
+    "pixels/{seed}": Step(("index",), ("encoder/pixels/{seed}", "encoder/pixels/{seed}.parquet"), (),
+                          ("video", "text", "timesformer", "weights", "losses", "training", "pixels", "benchmark"), RESUMED),
     "demo": Step((), ("bench.parquet", "summary.txt", "report.html"), kept="its steps are kept"),
 }
 
@@ -189,11 +193,15 @@ class Line(Steps):
         from viewpoint_rosetta.encoders import DualEncoder
         return DualEncoder.from_pretrained(self.folder / "phi" / str(seed))
 
-    def rst(self, seed: int):
+    def rst(self, seed: int): return self.translator_at(self.folder / "translator" / str(seed))
+
+    def translator_at(self, folder):
+        "The translator of a folder; None for None."
+        if folder is None: return None
         from diffusers.utils.logging import disable_progress_bar
         from viewpoint_rosetta.translator import RosettaPipeline
         disable_progress_bar()
-        return RosettaPipeline.from_pretrained(self.folder / "translator" / str(seed), local_files_only=True, use_safetensors=True)
+        return RosettaPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True)
 
 # %% ../nbs/13_chain.ipynb #b1c2f2ad
 def told_clips(df) -> str:
@@ -416,6 +424,80 @@ def train(line: Line, method: str, seed: int):
         if hasattr(encoder, "save_pretrained"): encoder.save_pretrained(where / str(seed))
         write_bench(rows, where / f"{seed}.parquet")
     line.step("encoder/{method}/{seed}", make, method=slug(method), seed=seed)
+
+# %% ../nbs/13_chain.ipynb #3f0a8c02
+def leading() -> bool:
+    "Whether this is the only process, or the first of several."
+    return os.environ.get("RANK", "0") == "0"
+
+
+def same_everywhere(value):
+    "What the first process says, in all of them."
+    from torch.distributed import broadcast_object_list
+    from viewpoint_rosetta.training import world
+    box = [value]
+    if world()[1] > 1: broadcast_object_list(box, 0)
+    return box[0]
+
+
+def train_pixels(line: Line, seed: int, how: dict):
+    "A dual encoder trained from frames, kept and tested; how: weights, pairs, rst (places), pixels, train (changed settings), track."
+    from accelerate import PartialState
+    from viewpoint_rosetta.artifacts import fingerprint
+    PartialState(cpu=line.choice["device"] == "cpu")
+    decides = {k: v for k, v in how.items() if k != "track"}
+    work, ran = line.work(f"pixels/{seed}", "index") / fingerprint(decides)[:8], []
+    def make():
+        ran.append(same_everywhere(True))
+        train_from_frames(line, seed, how, work)
+    if not leading(): return same_everywhere(None) and train_from_frames(line, seed, how, work)
+    files = [Path(how[k]) for k in ("weights", "pairs", "rst") if how[k] and Path(how[k]).exists()]
+    line.step("pixels/{seed}", make, dict(how=decides, videos=stamps(line.table)), files, seed=seed)
+    if not ran: same_everywhere(False)
+
+
+def train_from_frames(line: Line, seed: int, how: dict, work: Path):
+    "The training of `train_pixels` in this process, and in the first one what follows: weights and benchmark rows."
+    import pandas as pd
+    from viewpoint_rosetta import pixels as p
+    from viewpoint_rosetta.artifacts import Problems
+    from viewpoint_rosetta.clips import hide_truth
+    from viewpoint_rosetta.training import TrainSettings, world
+    loaded = pixel_start(how["weights"], seed, how["pixels"].get("frames"))
+    s, train = with_changes(p.PixelSettings(frames=loaded.preprocessing.frames), how["pixels"]), TrainSettings(device=line.choice["device"])
+    train = with_changes(train, how["train"] | dict(track=tuple(how["track"])))
+    clips, notes = hide_truth(line.table), [Problems(work / f"process-{rank}") for rank in range(world()[1])]
+    pseudo = pd.read_parquet(how["pairs"]) if how["pairs"] else None
+    p.train_from_pixels(loaded, clips, None, pseudo, s, train, seed, line.translator_at(how["rst"]),
+                        notes[world()[0]].problem, folder=work, logs=str(line.folder / "logs"), progress=line.progress)
+    if not leading(): return
+    for note in notes:
+        if len(bad := note.problems()): line.run.problem(*(bad[k].tolist() for k in ("clip_id", "file", "reason", "row")))
+    keep_pixels(line, seed, loaded, p.Videos(line.table))
+
+# %% ../nbs/13_chain.ipynb #3f0a8c03
+def pixel_start(weights: str, seed: int, frames: int | None):
+    "The encoder to begin with: `small`, untrained, or a checkpoint (`03_weights`)."
+    from viewpoint_rosetta import pixels, weights as w
+    if weights == "small": return pixels.small_encoder(frames=frames or 4, seed=seed)
+    return w.from_pretrained(weights, None if Path(weights).is_dir() else frames)
+
+
+def keep_pixels(line: Line, seed: int, loaded, read):
+    "Weights and benchmark rows of an encoder trained from pixels."
+    from dataclasses import replace
+    import numpy as np
+    from viewpoint_rosetta import pixels
+    from viewpoint_rosetta.benchmark import evaluate, write_bench
+    from viewpoint_rosetta.weights import save_pretrained
+    where, df = line.folder / "encoder" / "pixels", line.table
+    rows = np.flatnonzero((df.split == "test") | ((df.split == "train") & (df["view"] == "exo")))
+    z = dict(zip(df.clip_id.iloc[rows], pixels.embed_rows(loaded.model, loaded.preprocessing, read, rows, on_problem=line.run.problem)))
+    lost = [i for i, v in z.items() if np.isnan(v).any()]
+    found = evaluate(lambda rows: np.stack([z[i] for i in rows.clip_id]), df[~df.clip_id.isin(lost)], "pixels", seed,
+                     line.choice["dataset"])
+    save_pretrained(where / str(seed), replace(loaded, notes=loaded.notes | dict(trained="from pixels")))
+    write_bench(found, where / f"{seed}.parquet")
 
 # %% ../nbs/13_chain.ipynb #01dfb733
 def gather(line: Line, seeds, methods=()):

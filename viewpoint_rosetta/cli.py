@@ -7,9 +7,9 @@ __all__ = ['SHOWN', 'GAP', 'ADAPTERS', 'COMMANDS', 'LINE', 'bench_text', 'transl
            'page', 'within_takes', 'window_retrieval', 'two_views', 'translate_own', 'retrieval_text', 'parsed_changes',
            'opened', 'shipped_line', 'rows_of', 'walk', 'demo', 'own', 'world', 'take_clips', 'index_command',
            'extract_command', 'translator_command', 'match_command', 'adapter', 'adapter_options', 'options_text',
-           'option_values', 'import_command', 'train_command', 'bench_command', 'report_command', 'done_already',
-           'stored_clips', 'next_commands', 'doctor_command', 'tell_plan', 'verify_command', 'common', 'parser',
-           'options', 'is_full', 'told', 'mendable', 'say', 'main']
+           'option_values', 'import_command', 'train_command', 'bench_command', 'report_command', 'pixels_command',
+           'done_already', 'stored_clips', 'next_commands', 'doctor_command', 'tell_plan', 'verify_command', 'common',
+           'parser', 'options', 'is_full', 'told', 'mendable', 'say', 'main']
 
 # %% ../nbs/13_cli.ipynb #115c9c80
 import argparse
@@ -24,8 +24,8 @@ import warnings
 from pathlib import Path
 
 # %% ../nbs/13_cli.ipynb #302b4877
-from .chain import Line, extract, finished, frame_features, gather, index, maps, match, slug, stamps
-from .chain import seconds_taken, told_clips, train, train_translator, write_vectors
+from .chain import Line, extract, finished, frame_features, gather, index, leading, maps, match, seconds_taken, slug
+from .chain import stamps, told_clips, train, train_pixels, train_translator, write_vectors
 
 # %% ../nbs/13_cli.ipynb #08202165
 SHOWN = {("class_across_scenes", "ego->exo", "HR@5"): "HR@5 e→x", ("class_across_scenes", "exo->ego", "HR@5"): "x→e",
@@ -474,6 +474,28 @@ def report_command(args):
     if (line.folder / f"encoder/ours/{seeds[0]}.recipe.json").exists(): maps(line, seeds[0])
     print(f"report: {page(line, seeds, line.kept('facts.json').get('note', ''))}")
 
+# %% ../nbs/13_cli.ipynb #5d2b7e01
+def pixels_command(args):
+    """Train a video-text encoder from frames, on synchronized clips and, with --pairs, pseudo-pairs.
+
+    Reads   RUN/clips.parquet and its videos; CHECKPOINT (LaViLa, CLIP or one saved here), or a small untrained encoder.
+    Writes  RUN/encoder/pixels/SEED/ (weights), RUN/encoder/pixels/SEED.parquet (its benchmark rows), RUN/logs/ with --track;
+            clips that cannot be read go to RUN/problems.parquet and are replaced in their batch.
+    Again   goes on from the last checkpoint, to the same numbers.
+
+    rosetta train-pixels --run runs/mine --weights lavila.pth --pairs runs/mine/pairs.parquet --batch 1024
+    torchrun --nproc-per-node 8 -- $(which rosetta) train-pixels --run runs/mine --precision bf16 --device auto"""
+    import pandas as pd
+    line = opened(args)
+    given = dict(pixels=dict(micro=args.micro_batch, checkpointed=args.checkpoint_activations or None, frames=args.frames,
+                             compiled="inductor" if args.compile else None, workers=args.workers),
+                 train=dict(batch=args.batch, steps=args.steps, lr=args.lr, mixed_precision=args.precision))
+    how = {part: {k: v for k, v in options.items() if v is not None} for part, options in given.items()}
+    how["train"] = dict(warmup=args.steps // 10, lr=1e-3 if args.weights == "small" else 3e-5) | how["train"]
+    how |= dict(weights=args.weights, pairs=args.pairs, rst=args.translator, track=args.track or [])
+    train_pixels(line, line.seed, how)
+    if leading(): print(bench_text(pd.read_parquet(line.folder / f"encoder/pixels/{line.seed}.parquet")))
+
 # %% ../nbs/13_cli.ipynb #c3d2e1f1
 def done_already(line: Line, manifest: Path, steps) -> list:
     "Which steps of a forecast would be reused (bool); none if the manifest is not the one that was indexed."
@@ -579,9 +601,9 @@ def verify_command(args):
     print(verify_text(args.checkpoint))
 
 
-COMMANDS = {"demo": demo, "world": world, "import": import_command, "index": index_command, "extract": extract_command,
-            "train-translator": translator_command, "match": match_command, "train": train_command,
-            "bench": bench_command, "report": report_command, "doctor": doctor_command, "verify": verify_command}
+COMMANDS = {"demo": demo, "world": world, "import": import_command, "doctor": doctor_command, "index": index_command,
+            "extract": extract_command, "train-translator": translator_command, "match": match_command, "train": train_command,
+            "train-pixels": pixels_command, "bench": bench_command, "report": report_command, "verify": verify_command}
 LINE = ("From ego and exo video to a benchmark of view-invariant features, step by step. Each step keeps its result in the "
         "run folder and is done again only when something it depends on changed.")
 
@@ -653,6 +675,20 @@ def options(add: dict, world: argparse.ArgumentParser):
     add["extract"]("--ray-address", metavar="HOST:PORT", help="of a Ray cluster (default: $RAY_ADDRESS, or this machine alone)")
     add["verify"]("checkpoint", metavar="CHECKPOINT", help="a file or folder of weights")
     add["train"]("--method", required=True, metavar="NAME", help="a row of the table, e.g. ours; an unknown one lists all")
+    pixels = add["train-pixels"]
+    pixels("--weights", default="small", metavar="CHECKPOINT", help="encoder to begin with (default small: untrained, for a CPU)")
+    pixels("--pairs", metavar="FILE", help="pseudo-pairs besides the synchronized ones, e.g. RUN/pairs.parquet of `rosetta match`")
+    pixels("--translator", metavar="DIR", help="frozen translator of the same feature size, for the synthetic term L_vs")
+    pixels("--batch", type=int, default=64, metavar="N", help="clips a step, over all processes (default 64)")
+    pixels("--micro-batch", type=int, metavar="N", help="clips whose activations exist at a time (default 32)")
+    pixels("--steps", type=int, default=500, metavar="N", help="of training (default 500)")
+    pixels("--lr", type=float, metavar="X", help="largest learning rate (default 1e-3; 3e-5 for trained weights)")
+    pixels("--frames", type=int, metavar="T", help="a clip (default: as many as the encoder knows)")
+    pixels("--workers", type=int, metavar="N", help="decoding threads of a process (default 2)")
+    pixels("--precision", choices=("no", "bf16"), help="of the arithmetic (default no)")
+    pixels("--compile", action="store_true", help="compile the blocks of the video tower")
+    pixels("--checkpoint-activations", action="store_true", help="less memory for a third more time")
+    pixels("--track", action="append", metavar="NAME", help="log every step, e.g. tensorboard, wandb; may be given twice")
     add["bench"]("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N-1 (default 1)")
     add["bench"]("--methods", metavar="A,B", help="some rows of the table only")
 

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['take', 'generator_for', 'Shuffle', 'Mix', 'TrainSettings', 'learning_rate', 'save_checkpoint', 'load_checkpoint',
-           'TrainError', 'ctrl_c_between_steps', 'fit']
+           'TrainError', 'ctrl_c_between_steps', 'world', 'share', 'gather', 'fit']
 
 # %% ../nbs/08_training.ipynb #66e45b81
 import dataclasses
 import json
 import math
+import re
 import signal
 import threading
 import time
@@ -20,8 +21,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import GeneralTracker, get_available_trackers
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -90,7 +93,7 @@ class Mix:
 # %% ../nbs/08_training.ipynb #3d969c60
 @dataclass(frozen=True)
 class TrainSettings:
-    "How a model is trained on cached features."
+    "How a model is trained, on cached features or on pixels."
     steps: int = 1500  # some tens of epochs over a few thousand clips; minutes on two cores
     batch: int = 256  # negatives of a contrastive loss; objectives read it, the loop does not
     lr: float = 1e-3  # a light encoder from scratch; pretrained towers want 3e-5
@@ -104,6 +107,7 @@ class TrainSettings:
     checkpoint_every: int = 250  # steps; what a kill can cost
     mixed_precision: str = "no"  # 'bf16' on a GPU
     device: str = "cpu"  # 'cpu', or 'auto' for whatever Accelerate finds
+    track: tuple = ()  # where every step is logged: Accelerate's names, such as 'tensorboard', or its GeneralTracker objects
 
 # %% ../nbs/08_training.ipynb #814f64ef
 def learning_rate(step, settings):
@@ -153,8 +157,8 @@ class TrainError(RuntimeError):
 
 
 def _recipe(model, settings, seed, about):
-    free = ("checkpoint_every",)  # does not touch the numbers
-    recipe = {k: v for k, v in dataclasses.asdict(settings).items() if k not in free} | dict(seed=seed)
+    free = ("checkpoint_every", "track")  # do not touch the numbers
+    recipe = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.name not in free} | dict(seed=seed)
     shapes = {f"model.{k}": list(v.shape) for k, v in model.state_dict().items()}
     return json.loads(json.dumps(recipe | {f"about.{k}": v for k, v in (about or {}).items()} | shapes))
 
@@ -172,22 +176,108 @@ def _same_recipe(path, recipe):
 
 # %% ../nbs/08_training.ipynb #5303e3bc
 @contextmanager
-def ctrl_c_between_steps():  # yields a list that is non-empty once Ctrl-C was pressed
-    "Note the first interrupt instead of raising it; the second raises."
+def ctrl_c_between_steps():  # yields a list that is non-empty once Ctrl-C was pressed, or SIGTERM came
+    "Note the first interrupt instead of raising it; another one raises."
     pressed = []
     def note(signum, frame):
-        if pressed: raise KeyboardInterrupt
-        pressed.append(signum)
+        if pressed and signum == signal.SIGINT and time.monotonic() - pressed[0] > 1: raise KeyboardInterrupt
+        pressed.append(time.monotonic())
     if threading.current_thread() is not threading.main_thread(): yield pressed; return
-    before = signal.signal(signal.SIGINT, note)
+    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
     try: yield pressed
-    finally: signal.signal(signal.SIGINT, before)
+    finally:
+        for s, handler in before.items(): signal.signal(s, handler)
+
+
+# %% ../nbs/08_training.ipynb #7d1c5a12
+def world():  # (rank, processes)
+    "Which process this is, and of how many; (0, 1) outside of a launcher."
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def share(
+    n,  # rows of the global batch
+):  # slice
+    "The rows of this process: equal blocks in the order of ranks, so that `gather` gives the global order back."
+    rank, of = world()
+    if n % of: raise ValueError(f"{n} rows cannot be shared equally by {of} processes: choose a batch that {of} divides")
+    return slice(rank * n // of, (rank + 1) * n // of)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        parts = [torch.empty_like(x) for _ in range(world()[1])]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.contiguous().clone()
+        dist.all_reduce(grad)
+        return grad[share(len(grad))]
+
+
+def gather(
+    x,  # (b, ...) rows of this process, as many in each
+):  # (processes * b, ...)
+    "The rows of all processes; a gradient goes back to the process its row came from."
+    return x if world()[1] == 1 else _Gather.apply(x)
+
+# %% ../nbs/08_training.ipynb #7d1c5a15
+def _average_gradients(model):
+    "The mean over processes of every gradient that some process has."
+    if world()[1] == 1: return
+    params = [p for p in model.parameters() if p.requires_grad]
+    there = torch.tensor([p.grad is not None for p in params], dtype=torch.uint8, device=params[0].device)
+    dist.all_reduce(there, dist.ReduceOp.MAX)
+    params = [p for p, t in zip(params, there.tolist()) if t]
+    for p in params: p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    for work in [dist.all_reduce(p.grad, async_op=True) for p in params]: work.wait()
+    for p in params: p.grad /= world()[1]
+
+
+def _same_start(model, step):
+    "Weights of the first process everywhere; TrainError if some resumed elsewhere."
+    if world()[1] == 1: return
+    steps = [None] * world()[1]
+    dist.all_gather_object(steps, step)
+    if len(set(steps)) > 1:
+        raise TrainError(f"the processes found checkpoints of different steps ({steps}): the folder must be one that all of them see")
+    for t in model.state_dict().values(): dist.broadcast(t, 0)
+
+# %% ../nbs/08_training.ipynb #7d1c5a16
+def _anywhere(pressed):
+    "Whether Ctrl-C was noted in some process."
+    if world()[1] == 1: return bool(pressed)
+    flag = torch.tensor(len(pressed), device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag)
+
+
+@contextmanager
+def _together():
+    "An error leaves the group; the others then stop waiting, and say so."
+    try: yield
+    except BaseException as error:
+        if world()[1] == 1 or isinstance(error, KeyboardInterrupt): raise
+        dist.destroy_process_group()
+        if isinstance(error, RuntimeError) and re.search("gloo|nccl|connection", str(error), re.I):
+            raise TrainError("another process of this training stopped: its own message says why; "
+                             "run the same command again to go on from the last checkpoint") from error
+        raise
 
 # %% ../nbs/08_training.ipynb #ac8deb8a
-def _accelerator(settings):
+def _accelerator(settings, folder=None):
     "Accelerate keeps one state a process: another precision or device than the last training's begins a new one."
-    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    return Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.mixed_precision)
+    AcceleratorState._reset_state(reset_partial_state=not dist.is_initialized())
+    known = [str(getattr(t, "value", t)) for t in get_available_trackers()]
+    if lacking := [t for t in settings.track if not isinstance(t, GeneralTracker) and t not in known]:
+        raise TrainError(f"no tracker {lacking[0]!r} is installed here; there are: {', '.join(known) or 'none'}; "
+                         "install it, or leave it out of track")
+    if settings.track and not folder: raise TrainError("tracking needs a folder to write to: give fit `logs` or `folder`")
+    return Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.mixed_precision, project_dir=folder,
+                       log_with=list(settings.track) or None)
 
 
 def _number(x): return x.item() if torch.is_tensor(x) else float(x)
@@ -200,11 +290,11 @@ def _seed_dropout(seed, device):
 # %% ../nbs/08_training.ipynb #6e7f3ed3
 def _step(accelerator, model, optimizer, objective, settings, seed, step):
     "One update; returns its history row."
-    lr, key = learning_rate(step, settings), (step, accelerator.process_index)
-    _seed_dropout(generator_for(seed, 2, *key).initial_seed(), accelerator.device)
+    lr = learning_rate(step, settings)
+    _seed_dropout(generator_for(seed, 2, step, accelerator.process_index).initial_seed(), accelerator.device)
     for group in optimizer.param_groups: group["lr"] = lr
     with accelerator.autocast():
-        loss, terms = objective(model, step, generator_for(seed, 1, *key))
+        loss, terms = objective(model, step, generator_for(seed, 1, step, 0))
     row = dict(step=step, loss=_number(loss), lr=lr)
     row = row | {k: _number(v) for k, v in terms.items()} | row  # a term called "loss" does not hide the loss
     if not math.isfinite(row["loss"]):
@@ -213,6 +303,7 @@ def _step(accelerator, model, optimizer, objective, settings, seed, step):
                          f"or lower lr ({lr:.2g}); the weights were not touched by it")
     optimizer.zero_grad(set_to_none=True)
     accelerator.backward(loss)
+    _average_gradients(model)
     norm = _number(accelerator.clip_grad_norm_(model.parameters(), settings.clip_norm))
     if not math.isfinite(norm):
         raise TrainError(f"gradient is {norm} at step {step} though the loss is {row['loss']:.4g}: "
@@ -221,6 +312,30 @@ def _step(accelerator, model, optimizer, objective, settings, seed, step):
     for name, p in model.named_parameters():
         if name.endswith("logit_scale"): p.data.clamp_(0, settings.logit_scale_max)
     return row | dict(grad_norm=norm)
+
+# %% ../nbs/08_training.ipynb #7d1c5a10
+def _begin(accelerator, path, model, optimizer, ema, settings, seed, about):
+    "Recipe and history so far; every process at the same step with the same weights; trackers opened."
+    recipe = _recipe(model, settings, seed, about)
+    if path and path.exists(): _same_recipe(path, recipe)
+    history = load_checkpoint(path, model, optimizer, ema) if path and path.exists() else []
+    _same_start(model, len(history))
+    if settings.track: accelerator.init_trackers("viewpoint_rosetta", {k: str(v) for k, v in recipe.items() if "model." not in k})
+    return recipe, history
+
+
+def _finish(model, params, ema, history, start, rate):
+    "Averaged weights, if any, in place; the history as a table."
+    for p, mean in zip(params, ema): p.data.copy_(mean)
+    model.eval()
+    table = pd.DataFrame(history)
+    table.attrs |= dict(resumed_at=start, steps_per_s=rate)
+    return table
+
+
+def _how_to_resume(path, done, steps):
+    return (f"stopped after step {done} of {steps}; " + (f"{path} holds it: run the same call again to go on" if path
+            else "no folder was given, so nothing is kept"))
 
 # %% ../nbs/08_training.ipynb #13d29ef4
 def fit(
@@ -231,37 +346,31 @@ def fit(
     folder=None,  # where checkpoint.safetensors is kept; None: nothing is kept
     progress=True,  # a bar with rate and time left
     about=None,  # JSON-able facts that must agree on resume: which pairs, which features
+    logs=None,  # where trackers write; None: `folder`
 ):  # DataFrame[step, loss, lr, <terms>, grad_norm]; attrs: resumed_at, steps_per_s
     "Train, or go on where `folder` stopped, to the same numbers. Raises TrainError; Ctrl-C saves first."
     s, path = settings, folder and Path(folder) / "checkpoint.safetensors"
-    accelerator = _accelerator(s)
+    accelerator = _accelerator(s, logs or folder)
+    model.to(accelerator.device)
     optimizer = torch.optim.AdamW(_groups(model, s), lr=s.lr, betas=s.betas, fused=True)
-    trained, optimizer = accelerator.prepare(model, optimizer)
+    trained, optimizer = accelerator.prepare_model(model, evaluation_mode=True), accelerator.prepare(optimizer)
     params = [p for p in model.parameters() if p.requires_grad]
     ema, average = [p.detach().clone() for p in params if s.ema], get_ema_multi_avg_fn(s.ema)
-    recipe = _recipe(model, s, seed, about)
     gpus = [accelerator.device] if accelerator.device.type == "cuda" else []
-    with torch.random.fork_rng(gpus), ctrl_c_between_steps() as pressed:
-        if path and path.exists(): _same_recipe(path, recipe)
-        history = load_checkpoint(path, model, optimizer, ema) if path and path.exists() else []
+    recipe, history = _begin(accelerator, path, model, optimizer, ema, s, seed, about)
+    with torch.random.fork_rng(gpus), ctrl_c_between_steps() as pressed, _together():
         start, t = len(history), time.perf_counter()
-        def save():
-            if path and accelerator.is_main_process: save_checkpoint(path, model, optimizer, ema, history, recipe)
         trained.train()
-        bar = dict(initial=start, total=s.steps, disable=not progress, mininterval=1, unit="step")
+        bar = dict(initial=start, total=s.steps, disable=not (progress and accelerator.is_main_process), mininterval=1, unit="step")
         for step in tqdm(range(start, s.steps), **bar):
             history.append(_step(accelerator, trained, optimizer, objective, s, seed, step))
+            accelerator.log(history[-1], step=step)
             if ema: average(ema, params, step)
-            done = step + 1
-            if pressed or done % s.checkpoint_every == 0 or done == s.steps: save()
-            if pressed and done < s.steps: raise KeyboardInterrupt(_how_to_resume(path, done, s.steps))
-    for p, mean in zip(params, ema): p.data.copy_(mean)
-    model.eval()
-    table = pd.DataFrame(history)
-    table.attrs |= dict(resumed_at=start, steps_per_s=(s.steps - start) / (time.perf_counter() - t))
-    return table
+            done, stop = step + 1, _anywhere(pressed)
+            if accelerator.is_main_process and path and (stop or done % s.checkpoint_every == 0 or done == s.steps):
+                save_checkpoint(path, model, optimizer, ema, history, recipe)
+            if stop or done == s.steps: accelerator.wait_for_everyone()  # until it is written
+            if stop and done < s.steps: raise KeyboardInterrupt(_how_to_resume(path, done, s.steps))
+        for tracker in accelerator.trackers: tracker.finish()
+    return _finish(model, params, ema, history, start, (s.steps - start) / (time.perf_counter() - t))
 
-
-def _how_to_resume(path, done, steps):
-    return (f"stopped after step {done} of {steps}; " + (f"{path} holds it: run the same call again to go on" if path
-            else "no folder was given, so nothing is kept"))

@@ -54,7 +54,7 @@ class Preprocessing:
         if min(h, w) != s: x = F.interpolate(x, scaled, mode="bilinear", antialias=True)
         top, left = (x.shape[2] - s) // 2, (x.shape[3] - s) // 2
         x = x[:, :, top:top + s, left:left + s]
-        mean, std = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (self.mean, self.std))
+        mean, std = (torch.tensor(v, dtype=torch.float32, device=x.device).view(3, 1, 1) for v in (self.mean, self.std))
         x = (x - mean) / std
         return x.unflatten(0, (b, -1)).permute(0, 2, 1, 3, 4) if self.layout == "BCTHW" else x.unflatten(0, (b, -1))
 
