@@ -345,8 +345,10 @@ def match_command(args):
     Reads   RUN/translator/SEED/ and the features; labels, where there are any, only to count right pairs.
     Writes  RUN/pairs.parquet (ego, exo, score, visual, text, mutual), RUN/precision.parquet.
 
-    rosetta match --run runs/mine --set match.text_weight=0.3"""
+    rosetta match --run runs/mine --set match.text_weight=0.3
+    rosetta match --run runs/mine --index ivfpq"""
     line = opened(args)
+    if args.index: line.change("match", index=args.index)
     match(line, line.seed)
     gather(line, [line.seed])
     print(summary(line.folder, "precision") or "no labels: how many pairs are right is unknown")
@@ -459,6 +461,7 @@ def options(add: dict, world: argparse.ArgumentParser):
     add["world"]("--workers", type=int, metavar="N", help="processes (default: one per core)")
     add["world"]("--depth", action="store_true", help="also OUT/geometry/*.npz: camera poses, and depth in millimetres")
     add["world"]("--extract", action="store_true", help="take features while it renders, into the run folder")
+    add["match"]("--index", choices=("auto", "exact", "flat", "ivf", "ivfpq"), help="how to search (default auto: by size)")
     add["verify"]("checkpoint", metavar="CHECKPOINT", help="a file or folder of weights")
     add["train"]("--method", required=True, metavar="NAME", help="a row of the table, e.g. ours; an unknown one lists all")
     add["bench"]("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N-1 (default 1)")
