@@ -266,3 +266,78 @@ def test_a_gpu_is_used_where_faiss_has_one(monkeypatch):
     keys = clustered(2000, 2)
     for kind in knn.KINDS: build_index(keys, kind)
     assert asked == [("resources", 0, name) for name in ("IndexFlatIP", "IndexIVFFlat", "IndexIVFPQ")]
+
+
+# ---- streams
+
+STREAM = """
+import sys, threading, time
+from pathlib import Path
+import numpy as np, torch
+from viewpoint_rosetta.matching import MatchSettings, match
+from viewpoint_rosetta.translator import RSTSettings, new_translator
+folder, peak, N = Path(sys.argv[1]), [0], 40_000
+def anonymous(): return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) / 1024
+def watch():
+    while True: peak[0] = max(peak[0], anonymous()); time.sleep(.002)
+def pool(name, d):
+    x = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float16, (N, d))
+    for i in range(0, N, 1000): x[i:i + 1000] = np.random.default_rng(i).standard_normal((1000, d))
+    return x
+z_ego, z_exo, e, zhat = pool("ego", 256), pool("exo", 256), pool("said", 64), pool("zhat", 256)
+pairs = [torch.from_numpy(np.array(x[:100], np.float32)) for x in (z_ego, z_exo)]
+rst, _ = new_translator(*pairs, RSTSettings(anchor=False, width=16, depth=1))
+s, few = MatchSettings(index="exact", block=512), slice(0, 500)
+def work(n):
+    rst.translate(z_ego[:n], 1, num_inference_steps=1, out=zhat[:n], batch_size=512)
+    match(np.arange(500), zhat[few], e[few], np.arange(n), z_exo[:n], e[:n], s)
+work(1000)  # what libraries take once
+threading.Thread(target=watch, daemon=True).start()
+for n in (N // 4, N):
+    before = peak[0] = anonymous()
+    work(n)
+    print(peak[0] - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_does_not_grow_with_the_pool(tmp_path):
+    "Translating and matching 10,000 and 40,000 memory-mapped rows; a float32 copy of a pool would be 10 and 41 MB."
+    done = subprocess.run([sys.executable, "-c", STREAM, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    few, many = map(float, done.stdout.split())
+    assert few < 20 and many < 20, f"MB beyond the start: {few}, {many}"
+
+
+def small_rst(d=8):
+    from viewpoint_rosetta.translator import RSTSettings, new_translator
+    torch.manual_seed(0)
+    rst, _ = new_translator(torch.randn(50, d), torch.randn(50, d), RSTSettings(anchor=False, width=16, depth=1))
+    torch.nn.init.normal_(rst.denoiser.out.weight, std=.2)
+    return rst
+
+
+def test_translation_in_blocks_is_the_translation(tmp_path):
+    rst, z = small_rst(), np.random.default_rng(0).standard_normal((100, 8)).astype("f2")
+    g = lambda: torch.Generator().manual_seed(5)
+    whole = rst(torch.from_numpy(z).float(), num_samples=4, generator=g()).mean(1)
+    on_disk, out = np.lib.format.open_memmap(tmp_path / "z.npy", "w+", np.float16, z.shape), np.lib.format.open_memmap(tmp_path / "o.npy", "w+", np.float32, z.shape)
+    on_disk[:] = z
+    assert rst.translate(on_disk, 4, out=out, batch_size=64, generator=g()) is out
+    assert torch.allclose(torch.from_numpy(np.array(out)), whole, atol=1e-6) and torch.allclose(rst.translate(z, 4, generator=g()), whole, atol=1e-6)
+    on_disk[70, 3] = np.nan
+    with pytest.raises(ValueError, match="z_ego: row 70 holds NaN"): rst.translate(on_disk, 4, batch_size=64)
+
+
+def test_scratch_beyond_memory_holds_the_same(monkeypatch, tmp_path):
+    from viewpoint_rosetta import methods
+    in_memory, on_disk = methods.scratch(10, 4), methods.scratch(10, 4, many=5)
+    assert isinstance(on_disk, np.memmap) and not isinstance(in_memory, np.memmap)
+    on_disk[:] = np.arange(40).reshape(10, 4)
+    assert on_disk.dtype == in_memory.dtype == np.float32 and on_disk.sum() == 780 and not list(tmp_path.iterdir())
+
+
+def test_take_is_the_rows():
+    x = np.arange(20).reshape(10, 2)
+    some = Take(x, np.array([7, 1, 4]))
+    assert some.shape == (3, 2) and (some[1:] == x[[1, 4]]).all() and (some[np.array([0, 0])] == x[[7, 7]]).all()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-# %% ../nbs/06_knn.ipynb #eae2fd63
+# %% ../nbs/06_knn.ipynb #722091ec
 def float_rows(x):
     "Float32 tensor of an array, a memory map or a tensor; only this block is copied."
     return (x if torch.is_tensor(x) else torch.from_numpy(np.array(x))).detach().float()
@@ -26,6 +26,8 @@ class Take:
     def __init__(self, x, rows): self.x, self.rows = x, rows
     def __len__(self): return len(self.rows)
     def __getitem__(self, rows): return self.x[self.rows[rows]]
+    @property
+    def shape(self): return (len(self.rows), *self.x.shape[1:])
 
 
 def _block(x, start, size):

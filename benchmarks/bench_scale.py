@@ -1,0 +1,243 @@
+"""Pools of the size the paper speaks of, on this machine: matching, the store, and what a million clips cost.
+
+    python benchmarks/bench_scale.py match --n 100000                     exact on all, IVF and IVF-PQ, recall against exact
+    python benchmarks/bench_scale.py match --n 1000000 --sample 2000      exact on a sample of queries, extrapolated
+    python benchmarks/bench_scale.py store --n 2500000
+    python benchmarks/bench_scale.py memory                               translate and match N and 4N rows: memory
+    python benchmarks/bench_scale.py cost                                 decode, encode, translate, match, train
+    python benchmarks/bench_scale.py page                                 docs/results/scale.md from the records of the above
+
+Every part runs in processes of its own and leaves its figures, with machine and command, in docs/results/scale.json; `page` only writes
+them down. The pools are made up: n / 100 centres drawn from a normal distribution in 256 dimensions, each row a random centre plus
+normal noise of the same size, unit length, half precision, memory-mapped; queries and keys are drawn alike, from the same centres.
+"CPU s" are seconds of one core; a busy machine stretches wall time and not these.
+"""
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+
+RECORD = Path(__file__).resolve().parents[1] / "docs" / "results" / "scale.json"
+
+
+# ---- what all parts share
+
+class Watch:
+    "CPU and wall seconds of a block, and the peak of memory that is not a file's (Linux), in MB."
+    def __enter__(self):
+        self.peak, self.on = 0., True
+        self.thread = threading.Thread(target=self._look, daemon=True)
+        self.thread.start()
+        self.cpu, self.wall = time.process_time(), time.perf_counter()
+        return self
+
+    def _look(self):
+        while self.on:
+            self.peak = max(self.peak, anonymous_mb())
+            time.sleep(.02)
+
+    def __exit__(self, *error):
+        self.cpu, self.wall = time.process_time() - self.cpu, time.perf_counter() - self.wall
+        self.on = False
+        self.thread.join()
+        self.peak = max(self.peak, anonymous_mb())
+
+
+def anonymous_mb() -> float:
+    "Memory in use that is not a view of a file, MB; all resident memory where /proc is missing."
+    try: return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) / 1024
+    except (OSError, IndexError): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def machine() -> dict:
+    "Processor, cores, memory; no names."
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    about = {k.strip(): v.strip() for k, v in (line.split(":", 1) for line in text.splitlines() if ":" in line)}
+    flags = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_tile") if f in about.get("flags", "").split()]
+    model = f"{about.get('model name', 'unknown')} (family {about.get('cpu family')}, model {about.get('model')})"
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return dict(cpu=model, cores=os.cpu_count(), flags=flags, memory_gb=round(memory, 1), torch=torch.__version__, load=round(os.getloadavg()[0], 1))
+
+
+def keep(name: str, command: str, **figures):
+    "Add to the record."
+    RECORD.parent.mkdir(parents=True, exist_ok=True)
+    known = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    known[name] = dict(command=command, date=str(date.today()), machine=machine(), **figures)
+    RECORD.write_text(json.dumps(known, indent=1) + "\n")
+    print(name, json.dumps(figures), flush=True)
+
+
+def alone(part: str, **options) -> dict:
+    "A part in a process of its own; its last line is JSON."
+    words = [x for k, v in options.items() for x in (f"--{k}", str(v))]
+    done = subprocess.run([sys.executable, __file__, part, *words], stdout=subprocess.PIPE, text=True)
+    if done.returncode: sys.exit(f"{part} {words} ended with code {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# ---- matching
+
+def pool(path: Path, n: int, seed: int, d: int = 256, block: int = 50_000) -> np.ndarray:
+    "The made-up pool as a memory map, written block by block."
+    if not path.exists():
+        centres, g = np.random.default_rng(0).standard_normal((max(2, n // 100), d), np.float32), np.random.default_rng(seed)
+        out = np.lib.format.open_memmap(path, "w+", np.float16, (n, d))
+        for i in range(0, n, block):
+            m = min(block, n - i)
+            x = centres[g.integers(len(centres), size=m)] + g.standard_normal((m, d), np.float32)
+            out[i:i + m] = x / np.linalg.norm(x, axis=1, keepdims=True)
+    return np.load(path, mmap_mode="r")
+
+
+def search(a):
+    "One way of searching; prints its figures."
+    from viewpoint_rosetta.knn import build_index, top_k
+    folder = Path(a.work)
+    queries, keys = pool(folder / "queries.npy", a.n, 1), pool(folder / "keys.npy", a.n, 2)
+    some, exact = queries[:a.sample], folder / "exact.npy"
+    out = dict(kind=a.kind, start_mb=anonymous_mb())
+    if a.kind == "exact":
+        with Watch() as w: scores, _ = top_k(some, keys, 10)
+        np.save(exact, scores.numpy())
+        return print(json.dumps(out | dict(queries=len(some), cpu_s=w.cpu, wall_s=w.wall, peak_mb=w.peak)))
+    truth = torch.from_numpy(np.load(exact))
+    with Watch() as w: index = build_index(keys, a.kind)
+    inner, looked = getattr(index, "index", index), []
+    usual = inner.nprobe
+    out |= dict(build_cpu_s=w.cpu, build_wall_s=w.wall, build_peak_mb=w.peak, index_mb=a.n * (inner.code_size + 8) / 1e6 + inner.nlist * inner.d * 4e-6,
+                cells=inner.nlist, probes=usual)
+    for inner.nprobe in sorted({max(1, usual // 8), max(1, usual // 4), max(1, usual // 2), usual}):
+        with Watch() as w: scores, _ = top_k(some, index, 10)
+        looked.append(dict(probes=inner.nprobe, queries=len(some), cpu_s=w.cpu, wall_s=w.wall, peak_mb=w.peak,
+                           recall_1=(scores[:, 0] >= truth[:, 0] - 1e-4).float().mean().item(),
+                           recall_10=(scores >= truth[:, 9:] - 1e-4).float().mean().item()))
+    print(json.dumps(out | dict(looked=looked)))
+
+
+def match(a):
+    "Exact, IVF and IVF-PQ on the same pools."
+    with tempfile.TemporaryDirectory() as work:
+        how = dict(n=a.n, sample=min(a.sample or a.n, a.n), work=work)
+        found = []
+        for kind in ("exact", "ivf", "ivfpq"):
+            found.append(alone("search", kind=kind, **how))
+            print(found[-1], flush=True)
+    keep(f"match {a.n}", command(a), n=a.n, dims=256, found=found)
+
+
+# ---- the store
+
+def store(a):
+    "2.5M rows appended, opened, read, scanned, merged."
+    from viewpoint_rosetta.features import FeatureStore
+    g, each, out = np.random.default_rng(0), 50_000, {}
+    block = g.standard_normal((each, 256), np.float32).astype(np.float16)
+    with tempfile.TemporaryDirectory() as folder:
+        kept = FeatureStore(Path(folder) / "s")
+        with Watch() as w:
+            for i in range(0, a.n, each): kept.append([f"clip{n:07d}" for n in range(i, min(a.n, i + each))], block[:min(each, a.n - i)])
+        out["append"] = dict(cpu_s=w.cpu, wall_s=w.wall, rows=a.n)
+        files = [f for f in (Path(folder) / "s").rglob("*") if f.is_file()]
+        out |= dict(shards=sum(f.suffix == ".arrow" for f in files), bytes=sum(f.stat().st_size for f in files), raw_bytes=a.n * 512)
+        del kept
+        out["open"] = alone("opened", work=folder, n=a.n)
+        kept = FeatureStore(Path(folder) / "s")
+        with Watch() as w: kept.compact(max_bytes=2**32)
+        out["compact"] = dict(cpu_s=w.cpu, wall_s=w.wall, peak_mb=w.peak)
+        del kept
+        np.lib.format.open_memmap(Path(folder) / "raw.npy", "w+", np.float16, (a.n, 256))[:] = np.resize(block, (a.n, 256))
+        out["compacted"] = alone("opened", work=folder, n=a.n)
+    keep("store", command(a), n=a.n, **out)
+
+
+def opened(a):
+    "A store opened anew: random rows and a scan, and the scan of a plain memory map."
+    from viewpoint_rosetta.features import FeatureStore
+    with Watch() as w: kept = FeatureStore(Path(a.work) / "s")
+    out = dict(cpu_s=w.cpu, wall_s=w.wall, mb=anonymous_mb())
+    some = [f"clip{n:07d}" for n in np.random.default_rng(1).choice(a.n, 20_000, replace=False)]
+    with Watch() as w:
+        for i in range(0, len(some), 1000): kept.read(some[i:i + 1000])
+    out["read"] = dict(rows=len(some), cpu_s=w.cpu, wall_s=w.wall)
+    views = [values for _, _, values in kept._shards.values()]
+    out["scan"] = scan(views)
+    if (raw := Path(a.work) / "raw.npy").exists(): out["raw_scan"] = scan([np.load(raw, mmap_mode="r")])
+    print(json.dumps(out))
+
+
+def scan(views) -> dict:
+    "Every bit read, 4,096 rows at a time, twice; the second time counts, when the file is in the page cache."
+    for _ in range(2):
+        with Watch() as w:
+            for view in views:
+                for i in range(0, len(view), 4096): np.bitwise_xor.reduce(view[i:i + 4096].view(np.uint64), axis=None)
+    return dict(gb=sum(v.nbytes for v in views) / 1e9, cpu_s=w.cpu, wall_s=w.wall)
+
+
+# ---- memory
+
+def stream(a):
+    "Translate a memory-mapped pool into another and match it with a third; prints the peak of memory."
+    from viewpoint_rosetta.matching import MatchSettings, match as link
+    from viewpoint_rosetta.translator import RSTSettings, new_translator
+    g, folder = np.random.default_rng(0), Path(a.work)
+    z_ego, z_exo, e_ego, e_exo = (np.lib.format.open_memmap(folder / f"{name}-{a.n}.npy", "w+", np.float16, (a.n, d))
+                                  for name, d in (("ego", 256), ("exo", 256), ("told", 384), ("said", 384)))
+    for x in (z_ego, z_exo, e_ego, e_exo):
+        for i in range(0, a.n, 4096): x[i:i + 4096] = g.standard_normal(x[i:i + 4096].shape, np.float32)
+    pairs = [torch.from_numpy(np.array(x[:500]).astype(np.float32)) for x in (z_ego, z_exo)]
+    rst, _ = new_translator(*pairs, RSTSettings(anchor=False))
+    zhat = np.lib.format.open_memmap(folder / f"zhat-{a.n}.npy", "w+", np.float16, (a.n, 256))
+    with Watch() as w:
+        rst.translate(z_ego, generator=torch.Generator().manual_seed(0), out=zhat)
+        table = link(np.arange(a.n), zhat, e_ego, np.arange(a.n), z_exo, e_exo, MatchSettings(index="exact", block=1024))
+    print(json.dumps(dict(n=a.n, peak_mb=w.peak, table_mb=table.memory_usage().sum() / 1e6, pool_mb=a.n * 2 * (3 * 256 + 2 * 384) / 1e6,
+                          cpu_s=w.cpu)))
+
+
+def memory(a):
+    "The same for N and 4N rows."
+    found = []
+    for n in (a.n, 4 * a.n):
+        with tempfile.TemporaryDirectory() as work: found.append(alone("stream", n=n, work=work))
+    keep("memory", command(a), found=found)
+
+
+# ---- the command
+
+def command(a) -> str:
+    "What was typed, as far as it matters."
+    return " ".join(["python benchmarks/bench_scale.py", a.part, *(f"--{k} {v}" for k, v in vars(a).items() if k in ("n", "sample") and v)])
+
+
+PARTS = {f.__name__: f for f in (match, search, store, opened, memory, stream)}
+USUAL = dict(match=100_000, store=2_500_000, memory=5_000)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("part", choices=list(PARTS))
+    p.add_argument("--n", type=int, help="rows of a pool")
+    p.add_argument("--sample", type=int, default=0, help="match: queries that are searched (default all)")
+    p.add_argument("--work", help=argparse.SUPPRESS)
+    p.add_argument("--kind", help=argparse.SUPPRESS)
+    a = p.parse_args()
+    a.n = a.n or USUAL.get(a.part, 0)
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    PARTS[a.part](a)
+
+
+if __name__ == "__main__": main()
