@@ -215,6 +215,179 @@ def memory(a):
     keep("memory", command(a), found=found)
 
 
+# ---- what a million clips cost
+
+H100 = 989e12  # dense bfloat16 operations a second, by its data sheet
+SHARE = .4     # of it that a training or inference loop keeps busy: an assumption, not a measurement
+
+
+def timed(fn, at_least: float = 3.) -> float:
+    "CPU seconds of a call: after one call to warm up, the mean over calls until they took `at_least` CPU seconds."
+    fn()
+    start, n = time.process_time(), 0
+    while time.process_time() - start < at_least: fn(); n += 1
+    return (time.process_time() - start) / n
+
+
+def cost(a):
+    "CPU seconds a clip of each step, and the operations of each."
+    from bench_timesformer import flops, trained
+    from viewpoint_rosetta.clips import read_clips
+    from viewpoint_rosetta.translator import RSTSettings, new_translator
+    from viewpoint_rosetta.video import clip_frames
+    from viewpoint_rosetta.world import shipped
+    clips, clip, g, out = read_clips(shipped()), iter(range(10**6)), torch.Generator().manual_seed(0), {}
+    out["decode"] = dict(cpu_s=timed(lambda: clip_frames(clips, next(clip) % len(clips), 4)), flop=0,
+                         how=f"4 frames of a clip of the shipped world ({'x'.join(map(str, clip_frames(clips, 0, 1).shape[1:3]))} px) by `clip_frames`")
+    bf16 = torch.cpu._is_avx512_bf16_supported()
+    model, x = trained().to(torch.bfloat16 if bf16 else torch.float32), torch.randn(4, 3, 4, 224, 224, generator=g)
+    x = x.to(next(model.parameters()).dtype)
+    out["encode"] = dict(cpu_s=timed(lambda: model(x)) / 4, flop=flops(1, True), how=f"TimeSformer-B, forward, 4 frames of 224 px, {str(x.dtype)[6:]}, batch 4")
+    with torch.enable_grad():
+        model.requires_grad_(True)
+        out["train, an epoch"] = dict(cpu_s=timed(lambda: model(x).float().square().sum().backward()) / 4, flop=3 * flops(1, True),
+                                      how="the same, forward and backward; the optimiser and the text tower are not in it")
+    s = RSTSettings(anchor=False)
+    rst, _ = new_translator(torch.randn(600, 256, generator=g), torch.randn(600, 256, generator=g), s)
+    z, net = torch.randn(1024, 256, generator=g), rst.denoiser
+    linear = sum(p.numel() for n, p in net.named_parameters() if p.ndim == 2 and "norm" not in n and not n.startswith(("ego", "time", "pos")))
+    out["translate"] = dict(cpu_s=timed(lambda: rst.translate(z)) / 1024, flop=2. * linear * s.tokens * s.samples * s.inference_steps,
+                            how=f"RST of the usual size, {s.samples} samples of {s.inference_steps} steps, 256-d")
+    keep("cost", command(a), steps=out, h100=H100, share=SHARE)
+
+
+# ---- the page
+
+def rows(head: str, *lines: str) -> str:
+    "A Markdown table."
+    return "\n".join([head, "|" + "---|" * (head.count("|") - 1), *lines])
+
+
+def told(part: dict) -> str:
+    "Command, day and load of a part."
+    return f"`{part['command']}`, {part['date']}, load {part['machine']['load']} on {part['machine']['cores']} cores."
+
+
+def hours(seconds: float) -> str:
+    "Core hours, as one would say them."
+    return f"{seconds / 3600:,.0f} h" if seconds >= 36_000 else f"{seconds / 3600:.2g} h" if seconds >= 360 else f"{seconds:.1f} s"
+
+
+def timesformer_text(r) -> str:
+    lines = [f"| {x['dtype']} | {x['batch']} | {x['name']} | {x['clips_per_cpu_s']:.2f} | {x['ratio']:.2f} ({x['least']:.2f} to {x['largest']:.2f}) | "
+             f"{x['limit_clips_per_s']:.2f} | {x['off']:.0e} |" for x in r["rows"]]
+    best = {d: (max(x["ratio"] for x in r["rows"] if x["dtype"] == d and x["name"] == "ours"),
+                min(x["ratio"] for x in r["rows"] if x["dtype"] == d and x["name"] == "ours"), r["rates"][d]) for d in r["rates"]}
+    said = "; ".join(f"{d}: {low:.2f} to {high:.2f} times eager, matrix products at best {rate / 1e9:.0f} GFLOP per CPU second" for d, (high, low, rate) in best.items())
+    return f"""## TimeSformer-B against attention written out
+
+{told(r)} {r['threads']} thread, {r['repeats']} rounds, each row once a round; the ratio is taken within a round (median, least to largest).
+
+{rows('| numbers | batch | row | clips a CPU s | times eager | limit | largest difference to eager |', *lines)}
+
+{said}. `limit` is clips a second if nothing but the matrix products of the linear layers ran, at the best rate seen in this run. `usual
+layers` is ours with PyTorch's own linear layers: fused attention, a last block that works for CLS alone and less fresh memory. The rest of
+the gain in float32 is oneDNN in place of MKL, and will be smaller on processors that MKL was made for. In bfloat16 both ways use oneDNN
+already, and the limit leaves no room for more.
+"""
+
+
+def match_text(r) -> str:
+    exact, n, lines = r["found"][0], r["n"], []
+    each = exact["cpu_s"] / exact["queries"]
+    whole = "measured" if exact["queries"] == n else "extrapolated"
+    lines.append(f"| exact | – | {1e3 * each:.3f} ms | {hours(each * n)}, {whole} | 1 | 1 | – | – | {exact['peak_mb'] - exact['start_mb']:.0f} |")
+    for f in r["found"][1:]:
+        for i, x in enumerate(f["looked"]):
+            one = x["cpu_s"] / x["queries"]
+            how = "measured" if x["queries"] == n else "extrapolated"
+            build = (f"{f['build_cpu_s']:.0f} s", f"{f['index_mb']:,.0f}", f"{max(f['build_peak_mb'], x['peak_mb']) - f['start_mb']:,.0f}")
+            usual = " (usual)" if x["probes"] == f["probes"] else ""
+            lines.append(f"| {f['kind']} | {x['probes']} of {f['cells']}{usual} | {1e3 * one:.3f} ms | {hours(one * n)}, {how} | {x['recall_1']:.3f} | "
+                         f"{x['recall_10']:.3f} | {build[0]} | {build[1]} | {build[2]} |")
+    return f"""### {n:,} x {n:,}
+
+{told(r)} {exact['queries']:,} of the {n:,} queries were searched{'' if exact['queries'] == n else '; the column for all queries is that times ' + f"{n / exact['queries']:,.0f}"}.
+
+{rows('| search | cells looked into | CPU time a query | all queries | recall@1 | recall@10 | building | index, MB | memory at most, MB |', *lines)}
+"""
+
+
+def store_text(r) -> str:
+    def line(name, x): return (f"| {name} | {x['wall_s']:.1f} s ({x['cpu_s']:.1f} CPU s) | {1e6 * x['read']['cpu_s'] / x['read']['rows']:.1f} µs | "
+                               f"{x['scan']['gb'] / x['scan']['cpu_s']:.1f} GB/s |")
+    raw, w, c = r["compacted"]["raw_scan"], r["append"], r["compact"]
+    return f"""## The store at {r['n'] / 1e6:.1f}M rows
+
+{told(r)} {r['n']:,} rows of 256 half floats.
+
+{rows('| | opening | a random row, 1,000 at a time | scan, per CPU second |', line(f"{r['shards']} shards", r['open']), line('after `compact`', r['compacted']),
+      f"| a plain memory map | – | – | {raw['gb'] / raw['cpu_s']:.1f} GB/s |")}
+
+Appending took {1e6 * w['cpu_s'] / w['rows']:.1f} CPU µs a row ({w['wall_s']:.0f} s in all, each shard waits for the disk); on disk {r['bytes'] / 1e9:.2f} GB,
+the numbers alone {r['raw_bytes'] / 1e9:.2f} GB. `compact` took {c['wall_s']:.0f} s and up to {c['peak_mb']:,.0f} MB. An open store holds {r['compacted']['mb']:,.0f} MB, nearly all of it
+the ids and where they are. Scans read a file that is in the page cache.
+"""
+
+
+def memory_text(r) -> str:
+    few, many = r["found"]
+    return f"""## Memory of translating and matching
+
+{told(r)} Exact search in blocks of 1,024 rows, pools and translations memory-mapped; memory that is not a file's.
+
+{rows('| rows a side | the pools on disk, MB | peak, MB | of that the pair table, MB | CPU s |',
+      *(f"| {x['n']:,} | {x['pool_mb']:.0f} | {x['peak_mb']:.0f} | {x['table_mb']:.1f} | {x['cpu_s']:.0f} |" for x in (few, many)))}
+
+Four times the rows added {many['pool_mb'] - few['pool_mb']:.0f} MB on disk and {many['peak_mb'] - few['peak_mb']:.1f} MB in memory. An index is another matter: it is as large as the tables above say.
+"""
+
+
+def cost_text(r, matched) -> str:
+    found, speed, lines = dict(r["steps"]), r["h100"] * r["share"], []
+    if matched:
+        kind = {f["kind"]: f for f in matched["found"]}
+        x = kind["ivf"]["looked"][-1]
+        found["match, ivf"] = dict(cpu_s=x["cpu_s"] / x["queries"] + kind["ivf"]["build_cpu_s"] / matched["n"], flop=2. * matched["n"] * matched["dims"],
+                                   how=f"{matched['n']:,} keys of {matched['dims']}, index included; on the GPU exact search instead")
+    for name, x in found.items():
+        gpu = "stays on the CPU" if not x["flop"] else f"{x['flop']:.3g} x 1e6 / {speed:.3g} = {hours(x['flop'] * 1e6 / speed)}"
+        lines.append(f"| {name} | {1e3 * x['cpu_s']:.4g} ms | {x['cpu_s'] * 1e6 / 3600:,.3g} core hours | {gpu} | {x['how']} |")
+    return f"""## What a million clips cost
+
+{told(r)} One thread. Core hours: CPU seconds a clip x 1,000,000 / 3,600. On a GPU, not measured but computed: operations a clip x
+1,000,000 / ({r['h100']:.3g} a second, an H100's dense bfloat16 by its data sheet, x {r['share']} kept busy, which is an assumption). Small
+networks such as the translator and memory-bound steps keep a GPU less busy than that.
+
+{rows('| step | a clip | a million clips, this CPU | a million clips, one H100 | what was run |', *lines)}
+"""
+
+
+def page(a):
+    "The records as a page."
+    known = json.loads(RECORD.read_text())
+    about = next(iter(known.values()))["machine"]
+    matched = [known[k] for k in sorted((k for k in known if k.startswith("match ")), key=lambda k: int(k.split()[1]))]
+    parts = [f"""# Scale, measured and extrapolated
+
+Written by `python benchmarks/bench_scale.py page` from `scale.json`; nothing here is typed by hand. Machine: {about['cpu']}, {about['cores']} cores
+({', '.join(about['flags'])}), {about['memory_gb']:.0f} GB, no GPU, PyTorch {about['torch']}. It was shared with other work (see the load of each
+part): CPU seconds are of one core and hardly mind that, wall seconds do. What was not run whole is called extrapolated.
+"""]
+    if "timesformer" in known: parts.append(timesformer_text(known["timesformer"]))
+    if matched:
+        parts.append("""## Matching
+
+Made-up pools: n / 100 centres from a normal distribution in 256 dimensions; a row is a random centre plus normal noise of the same size, unit
+length, half precision, memory-mapped. No text part. Recall counts an answer that is as near as the exact one; the codes of `ivfpq` are scored again by the real rows.
+""")
+        parts += map(match_text, matched)
+    if "memory" in known: parts.append(memory_text(known["memory"]))
+    if "store" in known: parts.append(store_text(known["store"]))
+    if "cost" in known: parts.append(cost_text(known["cost"], matched[-1] if matched else None))
+    RECORD.with_suffix(".md").write_text("\n".join(parts))
+
+
 # ---- the command
 
 def command(a) -> str:
@@ -222,7 +395,7 @@ def command(a) -> str:
     return " ".join(["python benchmarks/bench_scale.py", a.part, *(f"--{k} {v}" for k, v in vars(a).items() if k in ("n", "sample") and v)])
 
 
-PARTS = {f.__name__: f for f in (match, search, store, opened, memory, stream)}
+PARTS = {f.__name__: f for f in (match, search, store, opened, memory, stream, cost, page)}
 USUAL = dict(match=100_000, store=2_500_000, memory=5_000)
 
 

@@ -341,3 +341,8 @@ def test_take_is_the_rows():
     x = np.arange(20).reshape(10, 2)
     some = Take(x, np.array([7, 1, 4]))
     assert some.shape == (3, 2) and (some[1:] == x[[1, 4]]).all() and (some[np.array([0, 0])] == x[[7, 7]]).all()
+
+
+def test_an_index_of_a_small_pool_is_not_built_and_that_is_told():
+    how = match(*tables(100, 400), MatchSettings(index="ivf")).attrs["search"]
+    assert how == dict(index="exact", reason="400 exo clips need no index, though ivf was asked for")

@@ -160,6 +160,8 @@ def match(
 
 def _how(s, n_ego, n_exo, dims):
     "The kind of search and its reason, as the table keeps it in `attrs`."
+    if s.index not in ("auto", "exact") and n_exo < SMALL:
+        return dict(index="exact", reason=f"{n_exo} exo clips need no index, though {s.index} was asked for")
     if s.index != "auto": return dict(index=s.index, reason="as asked for")
     return dict(zip(("index", "reason"), choose_index(n_ego, n_exo, dims, s.device)))
 
