@@ -357,7 +357,6 @@ def match(line: Line, seed: int):
         for name, df in (("pairs", pairs["rst+language"]), ("precision", right)):
             with atomic(line.folder / name / f"{seed}.parquet") as tmp: df.to_parquet(tmp, index=False)
     line.step("pairs/{seed}", make, seed=seed)
-    print(f"  {told_search(line.folder / 'pairs' / f'{seed}.parquet')}")
 
 
 def told_search(path) -> str:

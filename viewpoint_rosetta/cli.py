@@ -23,7 +23,7 @@ from pathlib import Path
 
 # %% ../nbs/13_cli.ipynb #302b4877
 from .chain import Line, extract, frame_features, gather, index, maps, match, slug, stamps
-from .chain import seconds_taken, told_clips, train, train_translator, write_vectors
+from .chain import seconds_taken, told_clips, told_search, train, train_translator, write_vectors
 
 # %% ../nbs/13_cli.ipynb #08202165
 SHOWN = {("class_across_scenes", "ego->exo", "HR@5"): "HR@5 e→x", ("class_across_scenes", "exo->ego", "HR@5"): "x→e",
@@ -350,6 +350,7 @@ def match_command(args):
     line = opened(args)
     if args.index: line.change("match", index=args.index)
     match(line, line.seed)
+    print(told_search(line.folder / "pairs" / f"{line.seed}.parquet"))
     gather(line, [line.seed])
     print(summary(line.folder, "precision") or "no labels: how many pairs are right is unknown")
     print(line.folder / "pairs.parquet")
