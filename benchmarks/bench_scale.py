@@ -280,16 +280,18 @@ def timesformer_text(r) -> str:
     best = {d: (max(x["ratio"] for x in r["rows"] if x["dtype"] == d and x["name"] == "ours"),
                 min(x["ratio"] for x in r["rows"] if x["dtype"] == d and x["name"] == "ours"), r["rates"][d]) for d in r["rates"]}
     said = "; ".join(f"{d}: {low:.2f} to {high:.2f} times eager, matrix products at best {rate / 1e9:.0f} GFLOP per CPU second" for d, (high, low, rate) in best.items())
+    def room(d): return max(x["limit_clips_per_s"] / x["clips_per_cpu_s"] for x in r["rows"] if x["dtype"] == d and x["name"] == "eager")
+    half = "".join(f" In {d} both ways use oneDNN already: matrix products alone would be {room(d):.2f} times eager." for d in r["rates"] if d == "bfloat16")
     return f"""## TimeSformer-B against attention written out
 
 {told(r)} {r['threads']} thread, {r['repeats']} rounds, each row once a round; the ratio is taken within a round (median, least to largest).
 
 {rows('| numbers | batch | row | clips a CPU s | times eager | limit | largest difference to eager |', *lines)}
 
-{said}. `limit` is clips a second if nothing but the matrix products of the linear layers ran, at the best rate seen in this run. `usual
+{said}. `limit` is clips a second if nothing but the matrix products of the linear layers ran, at the best rate seen in this run (measured apart
+from the rounds: where a row is above it, neighbours slowed that measurement). `usual
 layers` is ours with PyTorch's own linear layers: fused attention, a last block that works for CLS alone and less fresh memory. The rest of
-the gain in float32 is oneDNN in place of MKL, and will be smaller on processors that MKL was made for. In bfloat16 both ways use oneDNN
-already, and the limit leaves no room for more.
+the gain in float32 is oneDNN in place of MKL, and will be smaller on processors that MKL was made for.{half}
 """
 
 
@@ -387,6 +389,9 @@ length, half precision, memory-mapped. No text part. Recall counts an answer tha
     if "memory" in known: parts.append(memory_text(known["memory"]))
     if "store" in known: parts.append(store_text(known["store"]))
     if "cost" in known: parts.append(cost_text(known["cost"], matched[-1] if matched else None))
+    asked = {"match 100000": "match --n 100000", "match 1000000": "match --n 1000000 --sample 1000", "memory": "memory --n 2000", "store": "store", "cost": "cost"}
+    lacking = [f"- `python benchmarks/bench_scale.py {words}`" for name, words in asked.items() if name not in known]
+    if lacking: parts.append("\n".join(["## Not on record yet", "", *lacking, ""]))
     RECORD.with_suffix(".md").write_text("\n".join(parts))
 
 
