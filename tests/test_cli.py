@@ -105,7 +105,7 @@ def test_bench_makes_all_that_is_missing_and_then_reuses_it(line, manifest, tmp_
     assert (run / "bench.parquet").read_bytes() == before
 
 
-def test_only_what_depends_on_a_change_is_done_again(line, manifest, tmp_path, capsys):
+def test_only_what_depends_on_a_change_is_done_again(line, manifest, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     index(manifest, run)
     assert cli.main(["train", "--method", "ours", "--run", str(run)]) == 0
@@ -114,7 +114,14 @@ def test_only_what_depends_on_a_change_is_done_again(line, manifest, tmp_path, c
     out = capsys.readouterr().out
     assert "translator/0: reuse" in out and "pairs/0: run" in out
     assert cli.main(["match", "--run", str(run)]) == 0, "the run remembers the change"
-    assert "pairs/0: reuse" in capsys.readouterr().out
+    assert "pairs/0: reuse" in (out := capsys.readouterr().out) and "search: exact, " in out and "seconds, nothing is missed" in out
+    monkeypatch.setattr(matching, "SMALL", 1)
+    assert cli.main(["match", "--run", str(run), "--index", "flat"]) == 0
+    out = capsys.readouterr().out
+    assert "pairs/0: run (settings changed: match)" in out and "search: flat, as asked for; recall@1 1.000 of exact search" in out
+    changes = json.loads((run / "line.json").read_text())["changes"]
+    assert changes == {"match": {"text_weight": .9, "index": "flat"}}, "what was changed before stays"
+    assert pd.read_parquet(run / "pairs.parquet").attrs["search"]["index"] == "flat"
     assert cli.main(["train", "--method", "ours", "--run", str(run)]) == 0, "pseudo-pairs weigh text anew: the method is trained again"
     out = capsys.readouterr().out
     assert "phi/0: reuse" in out and "encoder/ours/0: run (settings changed" in out

@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from viewpoint_rosetta.matching import (Joint, MatchSettings, build_index, csls_columns, effective_weight, joint, match,
-                                        read_pairs, top_k, write_pairs)
+from viewpoint_rosetta import knn, matching
+from viewpoint_rosetta.knn import Take, build_index, choose_index, recall, top_k
+from viewpoint_rosetta.matching import Joint, MatchSettings, csls_columns, effective_weight, joint, match, read_pairs, write_pairs
 
 
 def unit(n, d=32, seed=0): return F.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed)), dim=1)
@@ -101,8 +102,7 @@ def test_indexes_behind_the_same_call():
     few, usual, every = recall(cells=100, probes=1), recall(), recall(cells=100, probes=100)
     assert few < usual and usual > .9 and every > .99
     assert torch.equal(top_k(q, build_index(keys, "ivf"), 5)[1], top_k(q, build_index(keys, "ivf"), 5)[1])  # same keys, same index
-    assert type(build_index(keys, "auto")).__name__ == "IndexFlatIP"
-    with pytest.raises(ValueError, match="'auto', 'flat' or 'ivf'"): build_index(keys, "hnsw")
+    with pytest.raises(ValueError, match="flat, ivf, ivfpq"): build_index(keys, "hnsw")
     with pytest.raises(ValueError, match="raise `probes`"): top_k(q, build_index(keys, "ivf", cells=100, probes=1), 500)
 
 
@@ -188,3 +188,161 @@ def test_pairs_go_to_disk_whole(tmp_path):
     with pytest.raises(Exception): write_pairs(pairs.assign(bad=[object()] * len(pairs)), tmp_path / "run" / "pairs.parquet")
     pd.testing.assert_frame_equal(read_pairs(tmp_path / "run" / "pairs.parquet"), pairs)  # the old one is untouched
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["pairs.parquet"]
+
+
+# ---- indexes
+
+def test_codes_are_reranked_by_the_real_rows():
+    q, keys = clustered(200, 1), clustered(5000, 2)
+    index = build_index(keys.half(), "ivfpq")
+    scores, rows = top_k(q, index, 3)
+    assert torch.allclose(scores, (q[:, None] * keys.half().float()[rows]).sum(2), atol=1e-5), "a rough score got out"
+    assert (scores.diff(dim=1) <= 0).all() and recall(index, q, keys, 3) > .8
+    rough = index.index.search(q.numpy(), 1)[1][:, 0]
+    assert (torch.from_numpy(rough) == top_k(q, keys)[1][:, 0]).float().mean() < recall(index, q, keys) - .1
+    assert index.index.code_size == 16 < 4 * 64 and torch.equal(top_k(q, build_index(keys.half(), "ivfpq"), 3)[1], rows)
+    with pytest.raises(ValueError, match="200 keys: codes need 256"): build_index(keys[:200], "ivfpq")
+
+
+def test_of_copies_the_lower_row_comes_first_with_codes_too():
+    keys = clustered(600, 2).repeat(2, 1)
+    assert (top_k(clustered(50, 1), build_index(keys, "ivfpq", probes=99), 1)[1] < 600).all()
+
+
+def test_recall_counts_what_is_as_near():
+    keys = clustered(600, 2).repeat(2, 1)
+    class Other:  # answers with the other copy
+        ntotal = 1200
+        def search(self, x, k): s, r = top_k(x, keys, k); return s.numpy(), ((r + 600) % 1200).numpy()
+    class Wrong(Other):
+        def search(self, x, k): r = np.zeros((len(x), k), int); return (x * keys[0].numpy()).sum(1, keepdims=True).repeat(k, 1), r
+    q = clustered(100, 1)
+    assert recall(Other(), q, keys) == 1 and recall(Wrong(), q, keys) < .2
+
+
+@pytest.mark.parametrize("calibrate", ["none", "zscore", "csls"])
+@pytest.mark.parametrize("index", ["flat", "ivf", "ivfpq"])
+def test_match_with_every_index(index, calibrate, monkeypatch):
+    monkeypatch.setattr(matching, "SMALL", 256)
+    g = np.random.default_rng(0); act = g.standard_normal((40, 16)), g.standard_normal((40, 24))
+    def side(n): a = g.integers(40, size=n); return [x[a] + .5 * g.standard_normal((n, x.shape[1])) for x in act]
+    (z, e), (z2, e2) = side(600), side(1500)
+    args = [f"e{i}" for i in range(600)], z, e, [f"x{i}" for i in range(1500)], z2, e2
+    s = dict(calibrate=calibrate, k=2)
+    found, exact = match(*args, MatchSettings(index=index, **s)), match(*args, MatchSettings(index="exact", **s))
+    how = found.attrs["search"]
+    assert how["index"] == index and how["recall"] > .9 and how["sample"] == 600
+    both = found.exo == exact.exo
+    assert both.mean() > .85 and np.allclose(found.score[both], exact.score[both], atol=.02 if calibrate == "csls" else 1e-5)
+    assert (found.mutual == exact.mutual).mean() > .93 and exact.mutual.mean() > .1
+    assert np.allclose(found.visual[both], exact.visual[both], atol=1e-6)
+
+
+def test_small_pools_are_searched_exactly_and_say_so(tmp_path):
+    args = tables(100, 400)
+    auto, exact = match(*args), match(*args, MatchSettings(index="exact"))
+    pd.testing.assert_frame_equal(auto, exact, check_exact=True)
+    assert auto.attrs["search"]["index"] == "exact" and "100 x 400 rows of 40 are 3.2e+06 operations" in auto.attrs["search"]["reason"]
+    write_pairs(auto, tmp_path / "pairs.parquet")
+    assert read_pairs(tmp_path / "pairs.parquet").attrs == auto.attrs
+    with pytest.raises(ValueError, match="index is 'hnsw'"): MatchSettings(index="hnsw")
+
+
+def test_the_choice_is_the_arithmetic(monkeypatch):
+    monkeypatch.setattr(knn, "product_rate", lambda *a: 1e11)
+    exact, ivf, ivfpq = (choose_index(*sizes, memory=32e9) for sizes in ((10**5, 10**5, 640), (10**6, 10**6, 640), (10**6, 10**7, 640)))
+    assert [c.kind for c in (exact, ivf, ivfpq)] == ["exact", "ivf", "ivfpq"]
+    assert "1.3e+13 operations, about 2 min at the 100 GFLOP/s" in exact.reason and "about 4 h" in ivf.reason and "25.6 GB, more than a quarter of 32 GB" in ivfpq.reason
+    assert choose_index(10**6, 10**6, 640, memory=4e9).kind == "ivfpq" and choose_index(10**6, 10**6, 640, "cuda").kind == "exact"
+
+
+def test_a_gpu_is_used_where_faiss_has_one(monkeypatch):
+    "The CPU package of FAISS knows no GPU; a stand-in shows that one would be asked."
+    import faiss
+    asked = []
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1, raising=False)
+    monkeypatch.setattr(faiss, "StandardGpuResources", lambda: "resources", raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", lambda r, n, index: asked.append((r, n, type(index).__name__)) or index, raising=False)
+    keys = clustered(2000, 2)
+    for kind in knn.KINDS: build_index(keys, kind)
+    assert asked == [("resources", 0, name) for name in ("IndexFlatIP", "IndexIVFFlat", "IndexIVFPQ")]
+
+
+# ---- streams
+
+STREAM = """
+import sys, threading, time
+from pathlib import Path
+import numpy as np, torch
+from viewpoint_rosetta.matching import MatchSettings, match
+from viewpoint_rosetta.translator import RSTSettings, new_translator
+folder, peak, N = Path(sys.argv[1]), [0], 40_000
+def anonymous(): return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) / 1024
+def watch():
+    while True: peak[0] = max(peak[0], anonymous()); time.sleep(.002)
+def pool(name, d):
+    x = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float16, (N, d))
+    for i in range(0, N, 1000): x[i:i + 1000] = np.random.default_rng(i).standard_normal((1000, d))
+    return x
+z_ego, z_exo, e, zhat = pool("ego", 256), pool("exo", 256), pool("said", 64), pool("zhat", 256)
+pairs = [torch.from_numpy(np.array(x[:100], np.float32)) for x in (z_ego, z_exo)]
+rst, _ = new_translator(*pairs, RSTSettings(anchor=False, width=16, depth=1))
+s, few = MatchSettings(index="exact", block=512), slice(0, 500)
+def work(n):
+    rst.translate(z_ego[:n], 1, num_inference_steps=1, out=zhat[:n], batch_size=512)
+    match(np.arange(500), zhat[few], e[few], np.arange(n), z_exo[:n], e[:n], s)
+work(1000)  # what libraries take once
+threading.Thread(target=watch, daemon=True).start()
+for n in (N // 4, N):
+    before = peak[0] = anonymous()
+    work(n)
+    print(peak[0] - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_does_not_grow_with_the_pool(tmp_path):
+    "Translating and matching 10,000 and 40,000 memory-mapped rows; a float32 copy of a pool would be 10 and 41 MB."
+    done = subprocess.run([sys.executable, "-c", STREAM, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    few, many = map(float, done.stdout.split())
+    assert few < 20 and many < 20, f"MB beyond the start: {few}, {many}"
+
+
+def small_rst(d=8):
+    from viewpoint_rosetta.translator import RSTSettings, new_translator
+    torch.manual_seed(0)
+    rst, _ = new_translator(torch.randn(50, d), torch.randn(50, d), RSTSettings(anchor=False, width=16, depth=1))
+    torch.nn.init.normal_(rst.denoiser.out.weight, std=.2)
+    return rst
+
+
+def test_translation_in_blocks_is_the_translation(tmp_path):
+    rst, z = small_rst(), np.random.default_rng(0).standard_normal((100, 8)).astype("f2")
+    g = lambda: torch.Generator().manual_seed(5)
+    whole = rst(torch.from_numpy(z).float(), num_samples=4, generator=g()).mean(1)
+    on_disk, out = np.lib.format.open_memmap(tmp_path / "z.npy", "w+", np.float16, z.shape), np.lib.format.open_memmap(tmp_path / "o.npy", "w+", np.float32, z.shape)
+    on_disk[:] = z
+    assert rst.translate(on_disk, 4, out=out, batch_size=64, generator=g()) is out
+    assert torch.allclose(torch.from_numpy(np.array(out)), whole, atol=1e-6) and torch.allclose(rst.translate(z, 4, generator=g()), whole, atol=1e-6)
+    on_disk[70, 3] = np.nan
+    with pytest.raises(ValueError, match="z_ego: row 70 holds NaN"): rst.translate(on_disk, 4, batch_size=64)
+
+
+def test_scratch_beyond_memory_holds_the_same(monkeypatch, tmp_path):
+    from viewpoint_rosetta import methods
+    in_memory, on_disk = methods.scratch(10, 4), methods.scratch(10, 4, many=5)
+    assert isinstance(on_disk, np.memmap) and not isinstance(in_memory, np.memmap)
+    on_disk[:] = np.arange(40).reshape(10, 4)
+    assert on_disk.dtype == in_memory.dtype == np.float32 and on_disk.sum() == 780 and not list(tmp_path.iterdir())
+
+
+def test_take_is_the_rows():
+    x = np.arange(20).reshape(10, 2)
+    some = Take(x, np.array([7, 1, 4]))
+    assert some.shape == (3, 2) and (some[1:] == x[[1, 4]]).all() and (some[np.array([0, 0])] == x[[7, 7]]).all()
+
+
+def test_an_index_of_a_small_pool_is_not_built_and_that_is_told():
+    how = match(*tables(100, 400), MatchSettings(index="ivf")).attrs["search"]
+    assert how == dict(index="exact", reason="400 exo clips need no index, though ivf was asked for")

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['RESUMED', 'STEPS', 'USUAL', 'Step', 'sources', 'slug', 'with_changes', 'Steps', 'Line', 'told_clips', 'gathered',
            'index', 'video_stamp', 'stamps', 'same_videos', 'load_frozen', 'frame_features', 'text_features',
-           'settle_problems', 'extract', 'whiten', 'train_phi', 'compared', 'train_translator', 'match', 'train',
-           'leading', 'same_everywhere', 'train_pixels', 'train_from_frames', 'pixel_start', 'keep_pixels', 'gather',
-           'write_vectors', 'maps', 'path_map', 'finished', 'seconds_taken']
+           'settle_problems', 'extract', 'whiten', 'train_phi', 'compared', 'train_translator', 'match', 'told_search',
+           'train', 'leading', 'same_everywhere', 'train_pixels', 'train_from_frames', 'pixel_start', 'keep_pixels',
+           'gather', 'write_vectors', 'maps', 'path_map', 'finished', 'seconds_taken']
 
 # %% ../nbs/13_chain.ipynb #33ea345f
 import json
@@ -45,13 +45,13 @@ STEPS = {
     "translator/{seed}": Step(("phi/{seed}",), ("translator/{seed}", "translator/{seed}.parquet"), ("rst",),
                               ("translator", "methods")),
     "pairs/{seed}": Step(("translator/{seed}",), ("pairs/{seed}.parquet", "precision/{seed}.parquet"), ("match",),
-                         ("matching", "benchmark", "methods")),
+                         ("knn", "matching", "benchmark", "methods")),
     "encoder/{method}/{seed}": Step(("translator/{seed}",), ("encoder/{method}/{seed}.parquet",), ("*",),
-                                    ("encoders", "losses", "training", "matching", "benchmark", "methods"), RESUMED),
+                                    ("encoders", "losses", "training", "knn", "matching", "benchmark", "methods"), RESUMED),
     "maps": Step(("encoder/ours/{seed}", "translator/{seed}"), ("embeddings.safetensors", "embeddings.json",
                  "path.safetensors", "path.json"), (), ("translator", "methods")),
     "own": Step(("extract",), ("pairs.parquet", "embeddings.safetensors", "embeddings.json"), ("match",),
-                ("translator", "matching", "benchmark", "methods")),
+                ("translator", "knn", "matching", "benchmark", "methods")),
     "pixels/{seed}": Step(("index",), ("encoder/pixels/{seed}", "encoder/pixels/{seed}.parquet"), (),
                           ("video", "text", "timesformer", "weights", "losses", "training", "pixels", "benchmark"), RESUMED),
     "demo": Step((), ("bench.parquet", "summary.txt", "report.html"), kept="its steps are kept"),
@@ -93,6 +93,11 @@ class Steps:
     def kept(self, name: str) -> dict:
         "A JSON file of the folder; empty if there is none yet."
         return json.loads(path.read_text()) if (path := self.folder / name).exists() else {}
+
+    def change(self, part: str, **fields):
+        "Change settings of a part besides those that the folder keeps."
+        changes = self.choice["changes"]
+        self.choice = self.choice | dict(changes=changes | {part: changes.get(part, {}) | fields})
 
     def keep(self, name: str, what: dict):
         "Write a JSON file of the folder, if it says something new."
@@ -407,6 +412,14 @@ def match(line: Line, seed: int):
         for name, df in (("pairs", pairs["rst+language"]), ("precision", right)):
             with atomic(line.folder / name / f"{seed}.parquet") as tmp: df.to_parquet(tmp, index=False)
     line.step("pairs/{seed}", make, seed=seed)
+
+
+def told_search(path) -> str:
+    "How the pairs of a table were searched for, and why so."
+    from viewpoint_rosetta.matching import read_pairs
+    how = read_pairs(path).attrs.get("search", dict(index="unknown", reason="not on record"))
+    found = f"; recall@1 {how['recall']:.3f} of exact search, on {how['sample']:,} queries" if "recall" in how else ""
+    return f"search: {how['index']}, {how['reason']}{found}"
 
 
 def train(line: Line, method: str, seed: int):

@@ -25,7 +25,7 @@ from pathlib import Path
 
 # %% ../nbs/13_cli.ipynb #302b4877
 from .chain import Line, extract, finished, frame_features, gather, index, leading, maps, match, seconds_taken, slug
-from .chain import stamps, told_clips, train, train_pixels, train_translator, write_vectors
+from .chain import stamps, told_clips, told_search, train, train_pixels, train_translator, write_vectors
 
 # %% ../nbs/13_cli.ipynb #08202165
 SHOWN = {("class_across_scenes", "ego->exo", "HR@5"): "HR@5 e→x", ("class_across_scenes", "exo->ego", "HR@5"): "x→e",
@@ -358,9 +358,12 @@ def match_command(args):
     Reads   RUN/translator/SEED/ and the features; labels, where there are any, only to count right pairs.
     Writes  RUN/pairs.parquet (ego, exo, score, visual, text, mutual), RUN/precision.parquet.
 
-    rosetta match --run runs/mine --set match.text_weight=0.3"""
+    rosetta match --run runs/mine --set match.text_weight=0.3
+    rosetta match --run runs/mine --index ivfpq"""
     line = opened(args)
+    if args.index: line.change("match", index=args.index)
     match(line, line.seed)
+    print(told_search(line.folder / "pairs" / f"{line.seed}.parquet"))
     gather(line, [line.seed])
     print(summary(line.folder, "precision") or "no labels: how many pairs are right is unknown")
     print(line.folder / "pairs.parquet")
@@ -673,6 +676,7 @@ def options(add: dict, world: argparse.ArgumentParser):
     add["extract"]("--engine", choices=("local", "ray"), default="local", help="ray: many processes, on this machine or a cluster")
     add["extract"]("--workers", type=int, metavar="N", help="processes of the Ray engine (default: one per CPU, or GPU)")
     add["extract"]("--ray-address", metavar="HOST:PORT", help="of a Ray cluster (default: $RAY_ADDRESS, or this machine alone)")
+    add["match"]("--index", choices=("auto", "exact", "flat", "ivf", "ivfpq"), help="how to search (default auto: by size)")
     add["verify"]("checkpoint", metavar="CHECKPOINT", help="a file or folder of weights")
     add["train"]("--method", required=True, metavar="NAME", help="a row of the table, e.g. ours; an unknown one lists all")
     pixels = add["train-pixels"]

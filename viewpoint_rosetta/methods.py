@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'KINDS', 'fast_precision', 'LineSettings', 'full_settings', 'demo_settings', 'Method', 'training_pairs',
-           'present', 'embed', 'text_objective', 'pair_objective', 'sum_l_objective', 'train_phi', 'paired_features',
-           'train_rst', 'rooms_of', 'pseudo_pairs', 'true_pairs', 'joint_links', 'train_method']
+           'present', 'embed', 'scratch', 'text_objective', 'pair_objective', 'sum_l_objective', 'train_phi',
+           'paired_features', 'train_rst', 'rooms_of', 'pseudo_pairs', 'true_pairs', 'joint_links', 'train_method']
 
 # %% ../nbs/10_methods.ipynb #ab7adeff
+import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,7 +20,8 @@ import torch
 from .clips import hide_truth, pool, sync_pairs
 from .encoders import DualEncoder, EncoderSettings
 from .losses import LossSettings, info_nce, l_rosetta, l_vs, soft_weight, sum_l, told_vt
-from .matching import MatchSettings, joint, match
+from .knn import Take
+from .matching import Joint, MatchSettings, match
 from .training import Mix, Shuffle, TrainSettings, fit, take
 from .translator import RosettaPipeline, RSTSettings, train_translator
 
@@ -112,8 +114,15 @@ def embed(model, bank, ids, batch: int = 512) -> np.ndarray:
     rows = bank.rows(ids)
     if model in ("given", "frozen"): return _backbone(bank, rows, centred=model == "frozen")
     model.eval()
-    z = [_video(model, bank, rows[i:i + batch]) for i in range(0, len(rows), batch)]
-    return torch.cat(z).cpu().numpy() if z else np.zeros((0, model.settings.out), np.float32)
+    z = scratch(len(rows), model.settings.out)
+    for i in range(0, len(rows), batch): z[i:i + batch] = _video(model, bank, rows[i:i + batch]).cpu().numpy()
+    return z
+
+
+def scratch(n: int, d: int, many: int = 200_000) -> np.ndarray:
+    "(n, d) float32 rows to fill: in memory, or, where they are many, in a temporary file that vanishes with them."
+    if n < many: return np.empty((n, d), np.float32)
+    return np.memmap(tempfile.TemporaryFile(), np.float32, "w+", shape=(n, d))
 
 
 def _video(model, bank, rows):  # (B, D), where the model is
@@ -273,8 +282,8 @@ def _sides(translated: bool, phi, rst, bank, clips, seed):
     if not len(ego) or not len(exo):
         raise ValueError(f"{len(ego)} unpaired ego and {len(exo)} unpaired exo training clips: both are needed")
     zhat = embed(phi, bank, ego)
-    if translated: zhat = rst.translate(zhat, generator=torch.Generator().manual_seed(seed)).numpy()
-    return ego, zhat, bank.text[bank.rows(ego)], exo, embed(phi, bank, exo), bank.text[bank.rows(exo)]
+    if translated: zhat = rst.translate(zhat, generator=torch.Generator().manual_seed(seed), out=scratch(*zhat.shape))
+    return ego, zhat, Take(bank.text, bank.rows(ego)), exo, embed(phi, bank, exo), Take(bank.text, bank.rows(exo))
 
 
 def _random_pairs(ego, exo, k, seed):
@@ -307,10 +316,12 @@ def joint_links(
 ) -> tuple:          # float32 (rows of the bank, D + E), unit rows for unpaired clips, else zeros; cosine of a link
     "h of Sec. 3.3 for every unpaired clip, and the cosine above which a share `s.links` of their pairs lies."
     ego, zhat, e_ego, exo, z_exo, e_exo = _sides("rst" in kind, phi, rst, bank, clips, seed)
-    h_ego, h_exo = (joint(z, e, s.match.text_weight).numpy() for z, e in ((zhat, e_ego), (z_exo, e_exo)))
-    by, some = np.zeros((len(bank), h_ego.shape[1]), np.float32), np.random.default_rng(seed)
-    by[bank.rows(ego)], by[bank.rows(exo)] = h_ego, h_exo
-    a, b = (h[some.permutation(len(h))[:looked_at]] for h in (h_ego, h_exo))
+    by, some = scratch(len(bank), zhat.shape[1] + bank.text.shape[1]), np.random.default_rng(seed)
+    by[:] = 0
+    for ids, z, e in ((ego, zhat, e_ego), (exo, z_exo, e_exo)):
+        rows, h = bank.rows(ids), Joint(z, e, s.match.text_weight)
+        for i in range(0, len(rows), 4096): by[rows[i:i + 4096]] = h[i:i + 4096].numpy()
+    a, b = (by[bank.rows(ids)[some.permutation(len(ids))[:looked_at]]] for ids in (ego, exo))
     return by, float(np.quantile(a @ b.T, 1 - s.links))
 
 

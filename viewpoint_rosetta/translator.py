@@ -74,12 +74,13 @@ def noise_schedule(
 def as_features(
     z,  # (B, D) or (B, L, D) array or tensor
     name: str = "z",  # how the message calls it
+    first: int = 0,  # number of its first row in messages
 ) -> torch.Tensor:
     "A float32 tensor of finite features; ValueError names what is wrong and the first bad row."
     z = torch.as_tensor(z).float()
     if z.ndim not in (2, 3): raise ValueError(f"{name}: expected (B, D) or (B, L, D) features, got shape {tuple(z.shape)}")
     bad = ~z.flatten(1).isfinite().all(1)
-    if bad.any(): raise ValueError(f"{name}: row {int(bad.nonzero()[0])} holds NaN or infinity; extract it again or drop it")
+    if bad.any(): raise ValueError(f"{name}: row {first + int(bad.nonzero()[0])} holds NaN or infinity; extract it again or drop it")
     return z
 
 
@@ -301,11 +302,19 @@ class RosettaPipeline(DiffusionPipeline):
         if not return_trajectory: return out
         return out, Trajectory(parts[0][1], *(torch.cat([p[k] for p in parts], 1) for k in (2, 3)))
 
-    def translate(self, z_ego, num_samples: int | None = None, **kwargs) -> torch.Tensor:
-        "The mean of several samples, (B, D): an estimate of E[z_exo | z_ego] with less sampling noise."
+    def translate(self, z_ego, num_samples: int | None = None, out=None, batch_size: int = 4096, **kwargs):
+        """The mean of several samples, (B, D): an estimate of E[z_exo | z_ego] with less sampling noise. Block by block:
+        `z_ego` may be a memory map, and `out`, which is filled and returned, too; no more than `batch_size` samples are held."""
         samples = num_samples or self.config.samples
-        z = self(z_ego, num_samples=samples, **kwargs)
-        return z.mean(1) if samples > 1 else z
+        rows, parts = max(1, batch_size // samples), []
+        for i in range(0, max(1, len(z_ego)), rows):
+            block = z_ego[i:i + rows]
+            z = as_features(block if torch.is_tensor(block) else np.array(block), "z_ego", i)
+            z = self(z, num_samples=samples, batch_size=batch_size, **kwargs)
+            if samples > 1: z = z.mean(1)
+            if out is None: parts.append(z)
+            else: out[i:i + len(z)] = z if torch.is_tensor(out) else z.cpu().numpy()
+        return torch.cat(parts) if out is None else out
 
     def _checked(self, z_ego):
         z_ego, want = as_features(z_ego, "z_ego").to(self.device), tuple(self.scale.ego_mean.shape)
