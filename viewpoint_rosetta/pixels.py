@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['JUMP', 'Videos', 'Augment', 'moments', 'crop_box', 'cut', 'Shots', 'Kept', 'four', 'Batches', 'pair_rows',
-           'pair_draw', 'clip_vocabulary', 'narration_ids', 'small_encoder', 'in_parts', 'switch_blocks',
-           'pixel_objective', 'PixelSettings', 'train_from_pixels', 'embed_rows', 'embedder']
+           'pair_draw', 'narration_ids', 'small_encoder', 'in_parts', 'switch_blocks', 'pixel_objective',
+           'PixelSettings', 'train_from_pixels', 'embed_rows', 'embedder']
 
 # %% ../nbs/08_training_pixels.ipynb #df35edd0
 import math
@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ from .checkpoints import KeyReport
 from .clips import pool, sync_pairs, video_path
 from .features import ahead, warn
 from .losses import LossSettings, l_rosetta, l_vs
-from .text import TextBlock, Tokenizer, read_merges
+from .text import TextBlock, Tokenizer
 from .timesformer import DualSettings, SpaceTimeBlock, TimeSformerSettings, VideoTextEncoder
 from .training import Mix, Shuffle, TrainSettings, fit, gather, share
 from .video import VideoError, read_frames
@@ -238,17 +237,10 @@ def pair_draw(
     return Mix(shuffled(real, hard, 0, m, seed), lambda step: linked(step)[:3])
 
 # %% ../nbs/08_training_pixels.ipynb #c6610541
-def clip_vocabulary() -> Path:
-    "CLIP's byte-pair vocabulary, which comes with the package open_clip; found, not imported."
-    spec = find_spec("open_clip")
-    if spec is None: raise FileNotFoundError("CLIP's vocabulary comes with the package open_clip: pip install open_clip_torch")
-    return Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz"
-
-
 def narration_ids(clips: pd.DataFrame, context: int = 77) -> tuple:  # (N, context) ids; (N, 1) 1 where something was said
     "Narrations as CLIP's byte pairs."
     said = clips.narration.fillna("")
-    tokenize = Tokenizer(read_merges(clip_vocabulary()), context, mend=True)
+    tokenize = Tokenizer(context=context, mend=True)
     return tokenize(list(said)), torch.tensor((said != "").to_numpy(np.float32))[:, None]
 
 # %% ../nbs/08_training_pixels.ipynb #1ae523c1
