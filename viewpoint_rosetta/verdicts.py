@@ -66,7 +66,8 @@ def read_verdicts(path: str | Path) -> pd.DataFrame:  # ego, exo, verdict, revie
         raise VerdictError(f"{path}: no column {', '.join(missing)}; a review writes {', '.join(COLUMNS)}")
     bad = np.flatnonzero(~df.verdict.isin([*VERDICTS, UNDONE]))
     if len(bad):
-        raise VerdictError(f"{path}, row {bad[0] + 1}: the verdict {df.verdict.iloc[bad[0]]!r} is none of {', '.join(VERDICTS)}; correct it")
+        raise VerdictError(f"{path}, row {bad[0] + 1}: the verdict {df.verdict.iloc[bad[0]]!r} is none of {', '.join(VERDICTS)}; "
+                           "correct it")
     return df[list(COLUMNS)]
 
 

@@ -66,14 +66,19 @@ def link(*views: View):
 CLIPS_JS = """
 function clipLoader(model, root) {   // paint(id, video): fills the video when its clip has come
   const got = new Map();
-  const fill = (id, video) => { const c = got.get(id);
-    if (c.url) video.src = c.url; else { const box = document.createElement('div'); box.className = 'vr-broken'; box.textContent = c.error; video.replaceWith(box); } };
+  const fill = (id, video) => {
+    const c = got.get(id);
+    if (c.url) { video.src = c.url; return; }
+    const box = document.createElement('div');
+    box.className = 'vr-broken'; box.textContent = c.error; video.replaceWith(box); };
   model.on('msg:custom', (msg, buffers) => {
     if (msg.clip === undefined) return;
     got.set(msg.clip, msg.error ? {error: msg.error} : {url: URL.createObjectURL(new Blob([buffers[0]], {type: 'video/mp4'}))});
     root.querySelectorAll('video').forEach(v => { if (v.dataset.wants === msg.clip) { delete v.dataset.wants; fill(msg.clip, v); } });
     for (const [id, c] of got) { if (got.size <= 80) break;
-      if (![...root.querySelectorAll('video')].some(v => c.url && v.src === c.url)) { if (c.url) URL.revokeObjectURL(c.url); got.delete(id); } }
+      if ([...root.querySelectorAll('video')].some(v => c.url && v.src === c.url)) continue;
+      if (c.url) URL.revokeObjectURL(c.url);
+      got.delete(id); }
   });
   return {paint: (id, video) => { if (got.has(id)) fill(id, video); else { video.dataset.wants = id; model.send({want: id}); } },
           free: () => got.forEach(c => c.url && URL.revokeObjectURL(c.url))};
@@ -120,4 +125,5 @@ class ClipView(View):
         "A clip as the page shows it: id, view, narration, and where it is from."
         c = self.clips.iloc[self.place[clip_id]]
         text = lambda v: v if isinstance(v, str) else ""
-        return dict(id=clip_id, view=c["view"], narration=text(c.narration), about=" · ".join(filter(None, (clip_id, text(c.camera), text(c.scene)))))
+        where = " · ".join(filter(None, (clip_id, text(c.camera), text(c.scene))))
+        return dict(id=clip_id, view=c["view"], narration=text(c.narration), about=where)
