@@ -41,7 +41,7 @@ def flatten(
     low, high = xy.min(0), xy.max(0)
     return ((xy - (low + high) / 2) / max(float((high - low).max()) / 1.94, 1e-9)).astype(np.float32)
 
-# %% ../nbs/12_maps.ipynb #4e3de8f0
+# %% ../nbs/12_maps.ipynb #457bb859
 PALETTE, GREY = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B8A800"), "#888888"
 COLOURS = {"view": "view", "action": "label", "participant": "participant", "scene": "scene", "split": "split"}
 
@@ -52,7 +52,7 @@ def colour_codes(
     "The most frequent values with a colour each, in the order of their names; all others together are grey."
     count = values.value_counts()
     names = sorted(count.index[:len(PALETTE)], key=str)
-    codes = pd.Categorical(values, names).codes.astype(np.int16)
+    codes = pd.Index(names).get_indexer(values)
     codes[codes < 0] = len(names)
     many = np.bincount(codes, minlength=len(names) + 1)
     legend = [[str(n), c, int(k)] for n, c, k in zip(names, PALETTE, many)]
@@ -156,7 +156,7 @@ function render({model, el: root}) {
 export default {render};
 """
 
-# %% ../nbs/12_maps.ipynb #2317bf2f
+# %% ../nbs/12_maps.ipynb #366b3e64
 class EmbeddingMap(PointView):
     "Clips as points on maps side by side: hover plays, lasso and box choose, all maps mark what is chosen."
     _esm, _css = CANVAS_JS + MAP_JS, CANVAS_CSS
@@ -177,13 +177,13 @@ class EmbeddingMap(PointView):
         for title, z in spaces.items():
             if len(z) != len(rows): raise ValueError(f"space {title!r} has {len(z)} rows, the clip rows are {len(rows)}: one for each clip")
         self.spaces, self.seed, self._flat = spaces, seed, {}
-        row, pairs = pd.Series(np.arange(len(rows)), rows.clip_id.to_numpy()), sync_pairs(rows) if pairs is None else pairs
-        pairs = pairs[pairs.ego.isin(row.index) & pairs.exo.isin(row.index)]
-        self.pair_rows = np.stack([row[pairs[side]].to_numpy() for side in ("ego", "exo")], 1).astype(np.uint32)
         super().__init__(rows, clips, method=method, colours=[c for c, column in COLOURS.items() if column in rows],
                          methods=list(METHODS) if any(np.shape(z)[1] > 2 for z in spaces.values()) else [],
-                         shapes=(rows["view"] == "ego").to_numpy(np.uint8).tobytes(), ends=self.pair_rows.tobytes())
-        self.titles = [self._title(*s) for s in spaces.items()]
+                         shapes=(rows["view"] == "ego").to_numpy(np.uint8).tobytes())
+        pairs = sync_pairs(rows) if pairs is None else pairs
+        ends = np.stack([self.row.index.get_indexer(pairs[side]) for side in ("ego", "exo")], 1)
+        self.pair_rows = ends[(ends >= 0).all(1)].astype(np.uint32)
+        self.ends, self.titles = self.pair_rows.tobytes(), [self._title(*s) for s in spaces.items()]
         self._lay(), self._ink()
         self.observe(lambda change: self._lay(), "method")
         self.observe(lambda change: self._ink(), "colour")
@@ -213,7 +213,8 @@ class EmbeddingMap(PointView):
 
     def select(self, clip_ids):
         "Choose these clips as far as they are on the map."
-        self.chosen = np.sort(self.row.reindex(pd.unique(np.asarray(list(clip_ids), object))).dropna().to_numpy().astype(np.uint32)).tobytes()
+        rows = self.row.index.get_indexer(list(clip_ids))
+        self.chosen = np.unique(rows[rows >= 0]).astype(np.uint32).tobytes()
 
     def static(self) -> str:
         "HTML for documents: the maps as they are now, colours and choice included."
