@@ -76,7 +76,7 @@ function plainPainter(canvas) {   // the same calls on a canvas without WebGL
 }
 """
 
-# %% ../nbs/12_canvas.ipynb #32234143
+# %% ../nbs/12_canvas.ipynb #3b1fcafb
 POINT_JS = """
 function grid(xy, n = 128) {   // nearest(x, y, far): the index of the nearest point, -1 if none is nearer than `far`
   const cell = v => Math.max(0, Math.min(n - 1, Math.floor((v + 1) / 2 * n))), of = i => cell(xy[2 * i + 1]) * n + cell(xy[2 * i]);
@@ -86,7 +86,8 @@ function grid(xy, n = 128) {   // nearest(x, y, far): the index of the nearest p
   const next = start.slice();
   for (let i = 0; i < count; i++) order[next[of(i)]++] = i;
   return (x, y, far) => { let best = -1, d2 = far * far;
-    for (let r = cell(y - far); r <= cell(y + far); r++) for (let k = start[r * n + cell(x - far)]; k < start[r * n + cell(x + far) + 1]; k++) {
+    for (let r = cell(y - far); r <= cell(y + far); r++)
+     for (let k = start[r * n + cell(x - far)]; k < start[r * n + cell(x + far) + 1]; k++) {
       const i = order[k], d = (xy[2 * i] - x) ** 2 + (xy[2 * i + 1] - y) ** 2;
       if (d < d2) { d2 = d; best = i; } }
     return best; };
@@ -104,7 +105,7 @@ function within(xy, line) {   // indices of the points inside a closed line [[x,
 }
 """
 
-# %% ../nbs/12_canvas.ipynb #95c1d2a7
+# %% ../nbs/12_canvas.ipynb #eb281b03
 STAGE_JS = """
 const el = (tag, cls, text) => { const e = document.createElement(tag);
   if (cls) e.className = cls;
@@ -119,7 +120,8 @@ function pointStage(stage, says) {   // says: over(i, x, y), chose(list, add), a
   let w = 1, h = 1, ratio = 1, drag = null, hot = -1, due = false;
   const wide = () => (w - GAP * (s.places.length - 1)) / s.places.length, unit = () => Math.min(wide(), h) / 2;
   const left = i => i * (wide() + GAP), panelAt = x => Math.max(0, Math.min(s.places.length - 1, Math.floor(x / (wide() + GAP))));
-  const spot = (i, x, y) => { const e = s.eyes[i]; return [left(i) + wide() / 2 + (x * e.k + e.x) * unit(), h / 2 - (y * e.k + e.y) * unit()]; };
+  const spot = (i, x, y) => { const e = s.eyes[i];
+    return [left(i) + wide() / 2 + (x * e.k + e.x) * unit(), h / 2 - (y * e.k + e.y) * unit()]; };
   const back = (i, px, py) => { const e = s.eyes[i];
     return [((px - left(i) - wide() / 2) / unit() - e.x) / e.k, ((h / 2 - py) / unit() - e.y) / e.k]; };
   const now = () => { due = false; if (!s.count) return;
@@ -147,7 +149,8 @@ function pointStage(stage, says) {   // says: over(i, x, y), chose(list, add), a
   s.join = list => { s.ends = list; paint.index('ends', list); s.draw(); };
   s.move = (dx, dy, i) => { s.eyes.forEach((e, j) => { if (i === undefined || i === j) { e.x += dx; e.y += dy; } }); s.draw(); };
   s.zoom = (by, i, at = [0, 0]) => { s.eyes.forEach((e, j) => { if (i !== undefined && i !== j) return;   // `at` stays where it is
-    const k = Math.max(.5, Math.min(400, e.k * by)); e.x = at[0] - (at[0] - e.x) * k / e.k; e.y = at[1] - (at[1] - e.y) * k / e.k; e.k = k; });
+    const k = Math.max(.5, Math.min(400, e.k * by));
+    e.x = at[0] - (at[0] - e.x) * k / e.k; e.y = at[1] - (at[1] - e.y) * k / e.k; e.k = k; });
     s.draw(); };
   s.home = () => { s.eyes.forEach(e => Object.assign(e, {x: 0, y: 0, k: 1})); s.draw(); };
   s.find = (x, y) => { if (!s.count) return -1;
@@ -155,7 +158,8 @@ function pointStage(stage, says) {   // says: over(i, x, y), chose(list, add), a
   const here = e => { const b = over.getBoundingClientRect(); return [e.clientX - b.left, e.clientY - b.top]; };
   const heat = (i, x, y) => { if (i === hot) return; hot = i; above(); says.over(i, x, y); };
   over.addEventListener('pointerdown', e => { if (e.button || !s.count) return;
-    const p = here(e); over.setPointerCapture(e.pointerId); drag = {from: p, last: p, panel: panelAt(p[0]), line: s.mode === 'pan' ? null : [p]}; });
+    const p = here(e); over.setPointerCapture(e.pointerId);
+    drag = {from: p, last: p, panel: panelAt(p[0]), line: s.mode === 'pan' ? null : [p]}; });
   over.addEventListener('pointermove', e => { const p = here(e);
     if (!drag) { heat(s.find(...p), ...p); return; }
     if (s.mode === 'pan') s.move((p[0] - drag.last[0]) / unit(), (drag.last[1] - p[1]) / unit(), drag.panel);
@@ -181,7 +185,7 @@ function pointStage(stage, says) {   // says: over(i, x, y), chose(list, add), a
     return true; };
   const seen = new ResizeObserver(() => { ratio = devicePixelRatio || 1; w = stage.clientWidth || 1; h = stage.clientHeight || 1;
     [canvas, over].forEach(c => { c.width = w * ratio; c.height = h * ratio; }); s.draw(); });
-  s.spot = spot; seen.observe(stage); s.free = () => seen.disconnect();
+  s.spot = spot; s.another = box => pointStage(box, says); seen.observe(stage); s.free = () => seen.disconnect();
   return s;
 }
 """
@@ -209,12 +213,13 @@ function hoverCard(model, box, stage, loader) {   // over(i, x, y): who row i is
 }
 """
 
-# %% ../nbs/12_canvas.ipynb #7b401bb4
+# %% ../nbs/12_canvas.ipynb #d8bd62c4
 CANVAS_CSS = """
 .vr-map{font:14px/1.4 system-ui,sans-serif;color:inherit;padding:8px;border:1px solid #8886;border-radius:8px;max-width:1240px}
 .vr-map:focus-visible,.vr-map :is(select,button,input):focus-visible{outline:3px solid #56B4E9}
 .vr-map .vr-bar,.vr-legend{display:flex;gap:8px;align-items:center;flex-wrap:wrap}.vr-legend{font-size:13px}
-.vr-map :is(select,button){font:inherit;color:inherit;background:transparent;border:1px solid #8888;border-radius:5px;padding:2px 8px;cursor:pointer}
+.vr-map :is(select,button){font:inherit;color:inherit;background:transparent;border:1px solid #8888;border-radius:5px;
+ padding:2px 8px;cursor:pointer}
 .vr-map option{color:#111;background:#fff}.vr-map button[aria-pressed=true]{background:#0072B233;border-color:#0072B2}
 .vr-map .vr-count{margin-left:auto;font-variant-numeric:tabular-nums}
 .vr-heads{display:grid;grid-auto-flow:column;grid-auto-columns:1fr;gap:8px;margin-top:6px;font-weight:600}
@@ -223,13 +228,14 @@ CANVAS_CSS = """
 .vr-stage:is([data-mode=lasso],[data-mode=box]) canvas{cursor:crosshair}
 .vr-legend .vr-name{border:0;padding:1px 4px}
 .vr-name::before{content:'';display:inline-block;width:.75em;height:.75em;margin-right:4px;background:var(--ink)}
-.vr-card{position:absolute;width:170px;box-sizing:border-box;padding:6px;font-size:12px;pointer-events:none;border-radius:6px;border:1px solid #8888;
+.vr-card{position:absolute;width:170px;box-sizing:border-box;padding:6px;font-size:12px;pointer-events:none;border-radius:6px;
+ border:1px solid #8888;
  background:var(--jp-layout-color0,Canvas);color:var(--jp-ui-font-color0,CanvasText);box-shadow:0 2px 8px #0004;overflow-wrap:anywhere}
 .vr-card video,.vr-card .vr-broken{width:100%;aspect-ratio:1;object-fit:cover;display:block;border-radius:4px;background:#8882}
 .vr-card p{margin:2px 0}
 """
 
-# %% ../nbs/12_canvas.ipynb #085a4c13
+# %% ../nbs/12_canvas.ipynb #7a6e561f
 CANVAS_JS = CLIPS_JS + PAINT_JS + PLAIN_JS + POINT_JS + STAGE_JS + CARD_JS
 
 
@@ -243,7 +249,8 @@ class PointView(ClipView):
     ):
         self.rows = rows.reset_index(drop=True)
         self.row = pd.Series(np.arange(len(rows)), rows.clip_id.to_numpy())
-        if not self.row.index.is_unique: raise ValueError(f"clip_id {rows.clip_id[rows.clip_id.duplicated()].iloc[0]!r} is there twice: a point for each clip")
+        twice = rows.clip_id[rows.clip_id.duplicated()]
+        if len(twice): raise ValueError(f"clip_id {twice.iloc[0]!r} is there twice: a point for each clip")
         super().__init__(clips, 160, **kw)
 
     def asked(self, msg: dict):

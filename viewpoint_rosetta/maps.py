@@ -59,7 +59,7 @@ def colour_codes(
     rest = f"{len(count) - len(names)} others" if len(count) > len(names) else "unknown"
     return codes.astype(np.uint8), legend + ([[rest, GREY, int(many[-1])]] if many[-1] else [])
 
-# %% ../nbs/12_maps.ipynb #b7bef5f6
+# %% ../nbs/12_maps.ipynb #121c6c89
 def map_svg(
     places,           # S arrays (N, 2) inside [-1, 1]
     titles,           # S names
@@ -80,17 +80,18 @@ def map_svg(
             for round_, strong in product((True, False), (False, True)):
                 some = px[rows[(codes[rows] == k) & (ego[rows] == round_) & (lit[rows] == strong)]]
                 if not len(some): continue
-                shape, how = ("h0", 'stroke-width="6" stroke-linecap="round"') if round_ else ("m-3.5 0l3.5-3.5 3.5 3.5-3.5 3.5z", f'fill="{colour}"')
+                shape, how = "h0", 'stroke-width="6" stroke-linecap="round"'
+                if not round_: shape, how = "m-3.5 0l3.5-3.5 3.5 3.5-3.5 3.5z", f'fill="{colour}"'
                 path = "".join(f"M{x:.0f} {y:.0f}{shape}" for x, y in some)
                 out.append(f'<path d="{path}" stroke="{colour}" {how} opacity="{.8 if strong or not lit.any() else .15}"/>')
     words = "".join(f'<span><b style="color:{colour}">■</b> {escape(name)} {many:,}</span> ' for name, colour, many in legend)
     told = f"{len(rows):,} of {len(codes):,} clips drawn" if len(rows) < len(codes) else f"{len(codes):,} clips"
     wide = len(titles) * (side + 8)
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {side + 24}" style="max-width:{wide}px" fill="none" font-size="12" '
-            f'font-family="sans-serif" role="img" aria-label="{escape(" and ".join(titles))}">{"".join(out)}</svg>'
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {side + 24}" style="max-width:{wide}px" fill="none" '
+            f'font-size="12" font-family="sans-serif" role="img" aria-label="{escape(" and ".join(titles))}">{"".join(out)}</svg>'
             f'<p style="font-size:13px">{told} · ● ego ◆ exo {words}{f"· {lit.sum():,} chosen" if lit.any() else ""}</p>')
 
-# %% ../nbs/12_maps.ipynb #1b2dc8e6
+# %% ../nbs/12_maps.ipynb #8f3801c3
 MAP_JS = """
 function render({model, el: root}) {
   const box = el('div', 'vr-map'), bar = el('div', 'vr-bar'), heads = el('div', 'vr-heads'), stage = el('div', 'vr-stage');
@@ -130,7 +131,8 @@ function render({model, el: root}) {
   select('colour', 'colour', model.get('colours')); if (model.get('methods').length) select('laid flat by', 'method', model.get('methods'));
   const modes = {}, mode = name => { map.mode = name; stage.dataset.mode = name;
     Object.entries(modes).forEach(([k, b]) => b.setAttribute('aria-pressed', k === name)); };
-  [['pan', 'move (m)'], ['lasso', 'lasso (l)'], ['box', 'box (b)']].forEach(([name, word]) => { const b = modes[name] = el('button', '', word);
+  [['pan', 'move (m)'], ['lasso', 'lasso (l)'], ['box', 'box (b)']].forEach(([name, word]) => {
+    const b = modes[name] = el('button', '', word);
     b.addEventListener('click', () => { mode(name); box.focus(); }); bar.append(b); });
   const pairs = el('button', '', 'pairs (p)'); bar.append(pairs, count);
   const lines = on => { map.lines = on; pairs.setAttribute('aria-pressed', on); map.draw(); };
@@ -149,14 +151,15 @@ function render({model, el: root}) {
     stage.setAttribute('aria-label', 'points of ' + model.get('titles').join(' and ')); };
   model.on('change:titles', titles); model.on('change:places', points); model.on('change:chosen', chosen);
   model.on('change:codes change:legend', () => { points(); names(); });
-  titles(); points(); names(); map.join(listOf(Uint32Array, model.get('ends'))); chosen(); mode('pan'); lines(model.get('ends').byteLength < 8e4);
+  titles(); points(); names(); map.join(listOf(Uint32Array, model.get('ends'))); chosen();
+  mode('pan'); lines(model.get('ends').byteLength < 8e4);
   box.vrStage = map;
   return () => { loader.free(); map.free(); card.free(); };
 }
 export default {render};
 """
 
-# %% ../nbs/12_maps.ipynb #366b3e64
+# %% ../nbs/12_maps.ipynb #3827563a
 class EmbeddingMap(PointView):
     "Clips as points on maps side by side: hover plays, lasso and box choose, all maps mark what is chosen."
     _esm, _css = CANVAS_JS + MAP_JS, CANVAS_CSS
@@ -204,7 +207,8 @@ class EmbeddingMap(PointView):
         z, (ego, exo) = np.asarray(z, np.float32), self.pair_rows.T
         if z.shape[1] == 2 or self.rows["view"].nunique() < 2: return name
         z = z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
-        return f"{name} · view gap {view_gap(z, self.rows):.2f}" + (f" · pairs’ cosine {(z[ego] * z[exo]).sum(1).mean():.2f}" if len(ego) else "")
+        alike = f" · pairs’ cosine {(z[ego] * z[exo]).sum(1).mean():.2f}" if len(ego) else ""
+        return f"{name} · view gap {view_gap(z, self.rows):.2f}{alike}"
 
     def selection(self) -> pd.DataFrame:
         "The chosen clip rows; none if nothing is chosen."
@@ -218,5 +222,6 @@ class EmbeddingMap(PointView):
 
     def static(self) -> str:
         "HTML for documents: the maps as they are now, colours and choice included."
-        codes, ego, chosen = (np.frombuffer(b, kind) for b, kind in ((self.codes, np.uint8), (self.shapes, np.uint8), (self.chosen, np.uint32)))
+        codes, ego = (np.frombuffer(b, np.uint8) for b in (self.codes, self.shapes))
+        chosen = np.frombuffer(self.chosen, np.uint32)
         return map_svg(self._flat[self.method], self.titles, codes, self.legend, ego > 0, chosen)

@@ -17,7 +17,7 @@ from .clips import sync_pairs
 from .maps import flatten
 from .views import place, rst_path
 
-# %% ../nbs/12_translation.ipynb #93e31e63
+# %% ../nbs/12_translation.ipynb #e44d1d88
 def walk(
     translator,       # RosettaPipeline
     z_ego,            # (D,) feature of one ego clip
@@ -27,7 +27,8 @@ def walk(
 ) -> np.ndarray:      # (steps + 1, samples, E): the noise, then the guess after each step
     "The way of a translation through the exo features."
     start = torch.Generator().manual_seed(seed)
-    _, path = translator(torch.as_tensor(np.asarray(z_ego, np.float32))[None], num_inference_steps=steps, num_samples=samples, generator=start, return_trajectory=True)
+    z_ego = torch.as_tensor(np.asarray(z_ego, np.float32))[None]
+    _, path = translator(z_ego, num_inference_steps=steps, num_samples=samples, generator=start, return_trajectory=True)
     return torch.cat([path.z_t[:1], path.z_0])[:, 0].flatten(2).cpu().numpy()
 
 
@@ -53,7 +54,7 @@ def near_clips(
     spread = 0. if S < 2 else float(1 - ((z @ z.T).sum() - S) / (S * (S - 1)))
     return dict(near=near, spread=spread, rank=int(1 + (mean > mean[list(truth)].max()).sum()) if len(truth) else None)
 
-# %% ../nbs/12_translation.ipynb #38b9381b
+# %% ../nbs/12_translation.ipynb #6f1bd182
 WALK_JS = """
 const MARKS = {identity: ['×', '#D55E00'], ridge: ['■', '#CC79A7'], truth: ['★', '#009E73']};
 function render({model, el: root}) {
@@ -67,17 +68,19 @@ function render({model, el: root}) {
   const above = (pen, spot) => { const k = last() + 1, S = k ? path.length / 2 / k : 0, marks = item().marks || {};   // path: (S, k, 2)
     for (let s = 0; s < S; s++) { const p = j => spot(path[2 * (s * k + j)], path[2 * (s * k + j) + 1]);
       pen.strokeStyle = pen.fillStyle = '#0072B2'; pen.lineWidth = 1.5;
-      for (let j = 1; j <= now; j++) { pen.globalAlpha = .15 + .6 * j / k; pen.beginPath(); pen.moveTo(...p(j - 1)); pen.lineTo(...p(j)); pen.stroke(); }
+      for (let j = 1; j <= now; j++) { 
+        pen.globalAlpha = .15 + .6 * j / k; pen.beginPath(); pen.moveTo(...p(j - 1)); pen.lineTo(...p(j)); pen.stroke(); }
       pen.globalAlpha = 1; pen.beginPath(); pen.arc(...p(now), 5, 0, 7); pen.fill(); }
     pen.font = 'bold 20px sans-serif'; pen.textAlign = 'center'; pen.textBaseline = 'middle';
     Object.entries(marks).forEach(([name, places]) => { pen.fillStyle = MARKS[name][1];
       places.forEach(at => pen.fillText(MARKS[name][0], ...spot(...at))); }); };
-  const map = pointStage(stage, {over: (...at) => card.over(...at), chose: list => { if (list.length) model.send({near: list[0]}); }, above});
+  const map = pointStage(stage, {over: (...at) => card.over(...at), chose: () => 0, above});
   const card = hoverCard(model, box, stage, loader);
   stage.dataset.mode = 'pan'; map.lines = false;
 
   const shot = (clip, head) => { const f = el('figure'), video = clipVideo(clip.id, head + ': ' + clip.narration);
-    f.append(video, el('b', '', head), el('p', '', clip.narration || 'no narration')); f.title = clip.about; loader.paint(clip.id, video); return f; };
+    f.append(video, el('b', '', head), el('p', '', clip.narration || 'no narration')); 
+    f.title = clip.about; loader.paint(clip.id, video); return f; };
   const kept = new Map(), cards = [];
   const put = list => { const seen = new Set();   // figures that stay keep playing
     list.forEach(([clip, head], i) => { const key = i + clip.id; seen.add(key);
@@ -90,8 +93,10 @@ function render({model, el: root}) {
   const show = () => { const it = item(); if (!it.ego) return;
     now = Math.max(0, Math.min(now, last())); const step = it.steps[now]; slide.max = last(); slide.value = now;
     word.textContent = now ? 'step ' + now + ' of ' + last() : 'noise';
-    told.textContent = 'samples apart ' + step.spread.toFixed(2) + (step.rank ? ' · true clip is number ' + step.rank + ' of ' + map.count : '');
-    const S = it.samples, fixed = Object.entries(it.fixed).map(([name, [row, cos]]) => [it.who[row], 'nearest to ' + name + ', ' + cos.toFixed(2)]);
+    told.textContent = 'samples apart ' + step.spread.toFixed(2)
+      + (step.rank ? ' · true clip is number ' + step.rank + ' of ' + map.count : '');
+    const S = it.samples;
+    const fixed = Object.entries(it.fixed).map(([name, [row, cos]]) => [it.who[row], 'nearest to ' + name + ', ' + cos.toFixed(2)]);
     put([[it.ego, 'ego'], ...(it.truth === null ? [] : [[it.who[it.truth], 'true exo clip']]), ...fixed,
          ...step.near.map(([row, n, cos]) => [it.who[row], n + ' of ' + S + ' samples, ' + cos.toFixed(2)])]);
     map.choose(Uint32Array.from(step.near.map(n => n[0]))); };
@@ -99,9 +104,11 @@ function render({model, el: root}) {
   const start = () => { if (now >= last()) now = 0; play.textContent = 'pause (space)'; clearInterval(timer);
     timer = setInterval(() => { if (now >= last()) stop(); else { now++; show(); } }, 500); show(); };
   const go = step => { stop(); now = step; show(); };
-  const button = (text, f, to) => { const b = el('button', '', text); b.addEventListener('click', () => { f(); box.focus(); }); to.append(b); return b; };
+  const button = (text, f, to) => { const b = el('button', '', text); 
+    b.addEventListener('click', () => { f(); box.focus(); }); to.append(b); return b; };
   const move = by => model.send({move: by});
-  const list = el('select'); list.setAttribute('aria-label', 'ego clip'); model.get('names').forEach((n, i) => list.append(new Option(n, i)));
+  const list = el('select'); list.setAttribute('aria-label', 'ego clip');
+  model.get('names').forEach((n, i) => list.append(new Option(n, i)));
   list.addEventListener('change', () => { model.send({go: +list.value}); box.focus(); });
   button('← (b)', () => move(-1), bar); bar.append(list); button('(n) →', () => move(1), bar);
   const range = (text, name, low, high) => { const wrap = el('label', '', text + ' '), r = el('input'), n = el('output');
@@ -112,7 +119,8 @@ function render({model, el: root}) {
     wrap.append(r, n); bar.append(wrap); };
   range('steps', 'steps', 1, 50); range('samples', 'samples', 1, 16);
   const play = button('play (space)', () => timer ? stop() : start(), steps), slide = el('input'), word = el('span', 'vr-step');
-  Object.assign(slide, {type: 'range', min: 0, value: 0}); slide.setAttribute('aria-label', 'step shown'); slide.addEventListener('input', () => go(+slide.value));
+  Object.assign(slide, {type: 'range', min: 0, value: 0}); slide.setAttribute('aria-label', 'step shown');
+  slide.addEventListener('input', () => go(+slide.value));
   steps.append(slide, word, told);
   legend.append(el('span', '', '● samples'), el('span', '', '◆ exo clips'),
     ...Object.entries(MARKS).map(([name, [sign, ink]]) => { const s = el('span', '', sign + ' ' + name); s.style.color = ink; return s; }));
@@ -125,25 +133,28 @@ function render({model, el: root}) {
     else if (key === 'End') go(last());
     else return map.key(key);
     return true; };
-  box.addEventListener('keydown', e => { if (e.ctrlKey || e.metaKey || e.altKey || ['SELECT', 'INPUT', 'BUTTON'].includes(e.target.tagName)) return;
+  box.addEventListener('keydown', e => { 
+    if (e.ctrlKey || e.metaKey || e.altKey || ['SELECT', 'INPUT', 'BUTTON'].includes(e.target.tagName)) return;
     if (act(e.key)) { e.preventDefault(); e.stopPropagation(); } });
   stage.addEventListener('pointerdown', () => box.focus({preventScroll: true}));
   const points = () => { const xy = listOf(Float32Array, model.get('places')), looks = new Uint8Array(2 * xy.length);
     for (let i = 0; i < looks.length; i += 4) looks.set([230, 159, 0, 0], i);
     map.points([xy], looks); };
-  const fresh = () => { path = listOf(Float32Array, model.get('path')); kept.clear(); shots.replaceChildren(); list.value = item().at; now = last(); stop(); show(); };
+  const fresh = () => { path = listOf(Float32Array, model.get('path')); kept.clear(); shots.replaceChildren();
+    list.value = item().at; now = last(); stop(); show(); };
   model.on('change:item', fresh); points(); fresh(); box.vrStage = map;
   return () => { stop(); loader.free(); map.free(); card.free(); };
 }
 export default {render};
 """
 WALK_CSS = """
-.vr-walk .vr-stage{height:360px}.vr-walk select{max-width:380px}.vr-walk input[type=range]{padding:0;vertical-align:middle}.vr-walk .vr-step{min-width:8em}
+.vr-walk .vr-stage{height:360px}.vr-walk select{max-width:380px}
+.vr-walk input[type=range]{padding:0;vertical-align:middle}.vr-walk .vr-step{min-width:8em}
 .vr-near{display:flex;gap:8px;overflow-x:auto;margin:6px 0}.vr-near figure{margin:0;flex:0 0 132px;font-size:12px}.vr-near p{margin:2px 0}
 .vr-near video,.vr-near .vr-broken{width:132px;height:132px;object-fit:cover;border-radius:5px;display:block;background:#8882}
 """
 
-# %% ../nbs/12_translation.ipynb #ebf6026d
+# %% ../nbs/12_translation.ipynb #791721f0
 class Translation(PointView):
     "Walks of a translator from noise to exo features, one ego clip at a time, against identity and ridge."
     _esm, _css = CANVAS_JS + WALK_JS, CANVAS_CSS + WALK_CSS
@@ -191,8 +202,9 @@ class Translation(PointView):
         rows = {n[0] for s in steps for n in s["near"]} | {n[0] for n in fixed.values()} | set(truth[:1])
         with self.hold_sync():
             self.path = spots[:z.shape[0] * z.shape[1]].tobytes()
-            self.item = dict(ego=self.about(ego), at=self.at, samples=self.samples, steps=steps, marks=marks, truth=truth[0] if truth else None,
-                             fixed={k: [n[0], n[2]] for k, n in fixed.items()}, who={str(r): self.about(self.rows.clip_id[r]) for r in rows})
+            self.item = dict(ego=self.about(ego), at=self.at, samples=self.samples, steps=steps, marks=marks,
+                             truth=truth[0] if truth else None, fixed={k: [n[0], n[2]] for k, n in fixed.items()},
+                             who={str(r): self.about(self.rows.clip_id[r]) for r in rows})
         self.walked = z
         self.tell()
 
@@ -218,4 +230,5 @@ class Translation(PointView):
         z, S, truth = self.walked.swapaxes(0, 1), self.samples, self.truth.get(self.ego.clip_id[self.at])
         others = {k: np.repeat(o[self.at:self.at + 1], S, 0) for k, o in self.others.items()}
         names = [f"{self.ego.clip_id[self.at]}, sample {s + 1}" for s in range(S)]
-        return rst_path(z, self.z_exo, truth=None if not truth else [truth[0]] * S, names=names, exo_text=self.rows.clip_id, seed=self.seed, **others)
+        return rst_path(z, self.z_exo, truth=[truth[0]] * S if truth else None, names=names, exo_text=self.rows.clip_id,
+                        seed=self.seed, **others)
