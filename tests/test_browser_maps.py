@@ -76,7 +76,7 @@ def lab(chromium, root, tmp_path_factory):
         with sync_playwright() as play:
             browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--enable-unsafe-swiftshader"])
             page, errors = browser.new_page(viewport=dict(width=1280, height=1000)), []
-            page.set_default_timeout(90_000)
+            page.set_default_timeout(180_000)
             page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
             page.on("pageerror", lambda e: errors.append(str(e)))
             page.goto(f"http://127.0.0.1:{port}/lab/tree/views.ipynb?token=t")

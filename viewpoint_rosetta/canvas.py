@@ -12,7 +12,7 @@ import pandas as pd
 # %% ../nbs/12_canvas.ipynb #9bf227b3
 from .widgets import CLIPS_JS, ClipView
 
-# %% ../nbs/12_canvas.ipynb #afddf7ef
+# %% ../nbs/12_canvas.ipynb #f35ceec7
 PAINT_JS = """
 const VERTEX = `attribute vec2 at; attribute vec4 look; uniform vec2 zoom, move; uniform float size; varying vec4 ink;
 void main() { gl_Position = vec4(at * zoom + move, 0., 1.); gl_PointSize = size; ink = look; }`;
@@ -30,7 +30,7 @@ function glPainter(canvas) {   // null where there is no WebGL
     const shader = gl.createShader(kind); gl.shaderSource(shader, text); gl.compileShader(shader); gl.attachShader(program, shader); });
   gl.linkProgram(program); gl.useProgram(program);
   gl.enable(gl.BLEND); gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA); gl.enable(gl.SCISSOR_TEST);
-  const where = {}, put = (kind, name, data) => { where[name] ??= gl.createBuffer(); gl.bindBuffer(kind, where[name]);
+  let now; const where = {}, put = (kind, name, data) => { where[name] ??= gl.createBuffer(); gl.bindBuffer(kind, where[name]);
     gl.bufferData(kind, data, gl.STATIC_DRAW); };
   const at = gl.getAttribLocation(program, 'at'), look = gl.getAttribLocation(program, 'look');
   gl.enableVertexAttribArray(at); gl.enableVertexAttribArray(look);
@@ -39,18 +39,18 @@ function glPainter(canvas) {   // null where there is no WebGL
     points: (places, looks) => { places.forEach((p, i) => put(gl.ARRAY_BUFFER, 'at' + i, p)); put(gl.ARRAY_BUFFER, 'look', looks); },
     index: (name, list) => put(gl.ELEMENT_ARRAY_BUFFER, name, list),
     clear: () => { gl.scissor(0, 0, canvas.width, canvas.height); gl.clearColor(0, 0, 0, 0); gl.clear(gl.COLOR_BUFFER_BIT); },
-    panel: (i, box, zoom, move) => {
-      gl.viewport(...box); gl.scissor(...box); set('zoom', ...zoom); set('move', ...move);
-      gl.bindBuffer(gl.ARRAY_BUFFER, where['at' + i]); gl.vertexAttribPointer(at, 2, gl.FLOAT, false, 0, 0);
-      gl.bindBuffer(gl.ARRAY_BUFFER, where.look); gl.vertexAttribPointer(look, 4, gl.UNSIGNED_BYTE, true, 0, 0); },
-    draw: (count, size, alpha, list, lines) => {
-      set('size', size); set('alpha', alpha); set('line', lines ? 1 : 0);
-      if (!list) { gl.drawArrays(gl.POINTS, 0, count); return; }
+    panel: (i, box, zoom, move, every) => { now = {i, every};
+      gl.viewport(...box); gl.scissor(...box); set('zoom', ...zoom); set('move', ...move); },
+    draw: (count, size, alpha, list, lines) => {   // all points, or every n-th by the stride of the arrays; or those of a list
+      const every = list ? 1 : now.every; set('size', size); set('alpha', alpha); set('line', lines ? 1 : 0);
+      gl.bindBuffer(gl.ARRAY_BUFFER, where['at' + now.i]); gl.vertexAttribPointer(at, 2, gl.FLOAT, false, 8 * every, 0);
+      gl.bindBuffer(gl.ARRAY_BUFFER, where.look); gl.vertexAttribPointer(look, 4, gl.UNSIGNED_BYTE, true, 4 * every, 0);
+      if (!list) { gl.drawArrays(gl.POINTS, 0, Math.ceil(count / every)); return; }
       gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, where[list]); gl.drawElements(lines ? gl.LINES : gl.POINTS, count, gl.UNSIGNED_INT, 0); }};
 }
 """
 
-# %% ../nbs/12_canvas.ipynb #ad8da92f
+# %% ../nbs/12_canvas.ipynb #ddb97b71
 PLAIN_JS = """
 function plainPainter(canvas) {   // the same calls on a canvas without WebGL
   const c = canvas.getContext('2d'), lists = {}; let all, looks, now;
@@ -59,13 +59,13 @@ function plainPainter(canvas) {   // the same calls on a canvas without WebGL
   return {name: 'canvas',
     points: (p, l) => { all = p; looks = l; }, index: (name, list) => { lists[name] = list; },
     clear: () => c.clearRect(0, 0, canvas.width, canvas.height),
-    panel: (i, box, zoom, move) => { now = {i, box, zoom, move}; },
+    panel: (i, box, zoom, move, every) => { now = {i, box, zoom, move, every}; },
     draw: (count, size, alpha, list, lines) => {
       c.save(); c.beginPath(); c.rect(now.box[0], 0, now.box[2], now.box[3]); c.clip(); c.globalAlpha = alpha;
       if (lines) { c.strokeStyle = '#808080'; c.beginPath();
         for (let k = 0; k < count; k += 2) { c.moveTo(...spot(lists[list][k])); c.lineTo(...spot(lists[list][k + 1])); }
         c.stroke(); }
-      else for (let k = 0; k < count; k++) {
+      else for (let k = 0; k < count; k += list ? 1 : now.every) {
         const j = list ? lists[list][k] : k, [x, y] = spot(j), r = size / 2;
         c.fillStyle = `rgb(${looks[4 * j]},${looks[4 * j + 1]},${looks[4 * j + 2]})`; c.beginPath();
         if (size < 4) c.rect(x - r, y - r, size, size);
@@ -105,7 +105,7 @@ function within(xy, line) {   // indices of the points inside a closed line [[x,
 }
 """
 
-# %% ../nbs/12_canvas.ipynb #eb281b03
+# %% ../nbs/12_canvas.ipynb #5723185e
 STAGE_JS = """
 const el = (tag, cls, text) => { const e = document.createElement(tag);
   if (cls) e.className = cls;
@@ -117,18 +117,25 @@ function pointStage(stage, says) {   // says: over(i, x, y), chose(list, add), a
   const canvas = el('canvas'), over = el('canvas'), GAP = 8; stage.append(canvas, over);
   const paint = glPainter(canvas) || plainPainter(canvas); stage.dataset.painter = paint.name;
   const s = {mode: 'pan', places: [], near: [], eyes: [], chosen: new Uint32Array(), ends: new Uint32Array(), lines: true, count: 0};
-  let w = 1, h = 1, ratio = 1, drag = null, hot = -1, due = false;
+  let w = 1, h = 1, ratio = 1, drag = null, hot = -1, due = false, level = 0, before = 0, rest = 0;
   const wide = () => (w - GAP * (s.places.length - 1)) / s.places.length, unit = () => Math.min(wide(), h) / 2;
   const left = i => i * (wide() + GAP), panelAt = x => Math.max(0, Math.min(s.places.length - 1, Math.floor(x / (wide() + GAP))));
   const spot = (i, x, y) => { const e = s.eyes[i];
     return [left(i) + wide() / 2 + (x * e.k + e.x) * unit(), h / 2 - (y * e.k + e.y) * unit()]; };
   const back = (i, px, py) => { const e = s.eyes[i];
     return [((px - left(i) - wide() / 2) / unit() - e.x) / e.k, ((h / 2 - py) / unit() - e.y) / e.k]; };
+  const every = () => {   // while it moves, as many points as make 30 frames a second; all of them when it rests
+    if (!rest) return 1;
+    const t = performance.now(); if (before && t - before > 34 && level < 4) level++;
+    before = t; return [1, 5, 11, 19, 31][level]; };
+  const moved = () => { clearTimeout(rest);
+    rest = setTimeout(() => { rest = before = 0; level = Math.max(0, level - 1); s.draw(); }, 200); s.draw(); };
   const now = () => { due = false; if (!s.count) return;
+    const nth = s.nth = every();
     paint.clear(); const u = [unit() / (wide() / 2), unit() / (h / 2)], some = s.chosen.length > 0;
     const size = ratio * Math.max(2.5, Math.min(9, 160 / Math.sqrt(s.count) * Math.sqrt(s.places.length === 1 ? 2 : 1)));
     s.places.forEach((_, i) => { const e = s.eyes[i], grown = size * Math.min(3, Math.sqrt(e.k));
-      paint.panel(i, [left(i), 0, wide(), h].map(v => Math.round(v * ratio)), [e.k * u[0], e.k * u[1]], [e.x * u[0], e.y * u[1]]);
+      paint.panel(i, [left(i), 0, wide(), h].map(v => Math.round(v * ratio)), [e.k * u[0], e.k * u[1]], [e.x * u[0], e.y * u[1]], nth);
       if (s.lines && s.ends.length) paint.draw(s.ends.length, 1, some ? .12 : .3, 'ends', true);
       paint.draw(s.count, grown, some ? .15 : .85);
       if (some) paint.draw(s.chosen.length, grown * 1.5, 1, 'chosen'); });
@@ -147,11 +154,11 @@ function pointStage(stage, says) {   // says: over(i, x, y), chose(list, add), a
     paint.points(places, looks); s.draw(); };
   s.choose = list => { s.chosen = list; paint.index('chosen', list); s.draw(); };
   s.join = list => { s.ends = list; paint.index('ends', list); s.draw(); };
-  s.move = (dx, dy, i) => { s.eyes.forEach((e, j) => { if (i === undefined || i === j) { e.x += dx; e.y += dy; } }); s.draw(); };
+  s.move = (dx, dy, i) => { s.eyes.forEach((e, j) => { if (i === undefined || i === j) { e.x += dx; e.y += dy; } }); moved(); };
   s.zoom = (by, i, at = [0, 0]) => { s.eyes.forEach((e, j) => { if (i !== undefined && i !== j) return;   // `at` stays where it is
     const k = Math.max(.5, Math.min(400, e.k * by));
     e.x = at[0] - (at[0] - e.x) * k / e.k; e.y = at[1] - (at[1] - e.y) * k / e.k; e.k = k; });
-    s.draw(); };
+    moved(); };
   s.home = () => { s.eyes.forEach(e => Object.assign(e, {x: 0, y: 0, k: 1})); s.draw(); };
   s.find = (x, y) => { if (!s.count) return -1;
     const i = panelAt(x); return s.near[i](...back(i, x, y), 10 / unit() / s.eyes[i].k); };
@@ -185,7 +192,7 @@ function pointStage(stage, says) {   // says: over(i, x, y), chose(list, add), a
     return true; };
   const seen = new ResizeObserver(() => { ratio = devicePixelRatio || 1; w = stage.clientWidth || 1; h = stage.clientHeight || 1;
     [canvas, over].forEach(c => { c.width = w * ratio; c.height = h * ratio; }); s.draw(); });
-  s.spot = spot; s.another = box => pointStage(box, says); seen.observe(stage); s.free = () => seen.disconnect();
+  s.spot = spot; s.another = box => pointStage(box, says); seen.observe(stage); s.free = () => { seen.disconnect(); clearTimeout(rest); };
   return s;
 }
 """
