@@ -123,7 +123,7 @@ function render({model, el: root}) {
   slide.addEventListener('input', () => go(+slide.value));
   steps.append(slide, word, told);
   legend.append(el('span', '', '● samples'), el('span', '', '◆ exo clips'),
-    ...Object.entries(MARKS).map(([name, [sign, ink]]) => { const s = el('span', '', sign + ' ' + name); s.style.color = ink; return s; }));
+    ...Object.entries(MARKS).filter(([name]) => name in item().marks).map(([name, [sign, ink]]) => { const s = el('span', '', sign + ' ' + name); s.style.color = ink; return s; }));
   const act = key => { if (key === ' ') timer ? stop() : start();
     else if (key === 'n') move(1);
     else if (key === 'b') move(-1);
