@@ -104,7 +104,8 @@ function render({model, el: root}) {
   const start = () => { if (now >= last()) now = 0; play.textContent = 'pause (space)'; clearInterval(timer);
     timer = setInterval(() => { if (now >= last()) stop(); else { now++; show(); } }, 500); show(); };
   const go = step => { stop(); now = step; show(); };
-  const button = (text, f, to) => { const b = el('button', '', text); 
+  const button = (text, f, to) => { const b = el('button', '', text);
+    
     b.addEventListener('click', () => { f(); box.focus(); }); to.append(b); return b; };
   const move = by => model.send({move: by});
   const list = el('select'); list.setAttribute('aria-label', 'ego clip');
@@ -123,7 +124,8 @@ function render({model, el: root}) {
   slide.addEventListener('input', () => go(+slide.value));
   steps.append(slide, word, told);
   legend.append(el('span', '', '● samples'), el('span', '', '◆ exo clips'),
-    ...Object.entries(MARKS).filter(([name]) => name in item().marks).map(([name, [sign, ink]]) => { const s = el('span', '', sign + ' ' + name); s.style.color = ink; return s; }));
+    ...Object.entries(MARKS).filter(([name]) => name in item().marks)
+      .map(([name, [sign, ink]]) => { const s = el('span', '', sign + ' ' + name); s.style.color = ink; return s; }));
   const act = key => { if (key === ' ') timer ? stop() : start();
     else if (key === 'n') move(1);
     else if (key === 'b') move(-1);
