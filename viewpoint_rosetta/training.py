@@ -231,6 +231,7 @@ def fit(
     folder=None,  # where checkpoint.safetensors is kept; None: nothing is kept
     progress=True,  # a bar with rate and time left
     about=None,  # JSON-able facts that must agree on resume: which pairs, which features
+    watch=None,  # (history row, model) -> None, told of each step on the main process; the numbers are the same without it
 ):  # DataFrame[step, loss, lr, <terms>, grad_norm]; attrs: resumed_at, steps_per_s
     "Train, or go on where `folder` stopped, to the same numbers. Raises TrainError; Ctrl-C saves first."
     s, path = settings, folder and Path(folder) / "checkpoint.safetensors"
@@ -252,6 +253,7 @@ def fit(
         for step in tqdm(range(start, s.steps), **bar):
             history.append(_step(accelerator, trained, optimizer, objective, s, seed, step))
             if ema: average(ema, params, step)
+            if watch and accelerator.is_main_process: watch(dict(history[-1]), model)
             done = step + 1
             if pressed or done % s.checkpoint_every == 0 or done == s.steps: save()
             if pressed and done < s.steps: raise KeyboardInterrupt(_how_to_resume(path, done, s.steps))
