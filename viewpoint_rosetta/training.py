@@ -347,6 +347,7 @@ def fit(
     progress=True,  # a bar with rate and time left
     about=None,  # JSON-able facts that must agree on resume: which pairs, which features
     logs=None,  # where trackers write; None: `folder`
+    watch=None,  # (history row, model) -> None, told of each step on the main process; the numbers are the same without it
 ):  # DataFrame[step, loss, lr, <terms>, grad_norm]; attrs: resumed_at, steps_per_s
     "Train, or go on where `folder` stopped, to the same numbers. Raises TrainError; Ctrl-C saves first."
     s, path = settings, folder and Path(folder) / "checkpoint.safetensors"
@@ -366,6 +367,7 @@ def fit(
             history.append(_step(accelerator, trained, optimizer, objective, s, seed, step))
             accelerator.log(history[-1], step=step)
             if ema: average(ema, params, step)
+            if watch and accelerator.is_main_process: watch(dict(history[-1]), model)
             done, stop = step + 1, _anywhere(pressed)
             if accelerator.is_main_process and path and (stop or done % s.checkpoint_every == 0 or done == s.steps):
                 save_checkpoint(path, model, optimizer, ema, history, recipe)
@@ -373,4 +375,3 @@ def fit(
             if stop and done < s.steps: raise KeyboardInterrupt(_how_to_resume(path, done, s.steps))
         for tracker in accelerator.trackers: tracker.finish()
     return _finish(model, params, ema, history, start, (s.steps - start) / (time.perf_counter() - t))
-
