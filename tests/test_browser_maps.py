@@ -1,18 +1,11 @@
 "The map and the translation in JupyterLab, in a real browser: a lasso reaches Python, a pointer at rest plays a clip."
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 
-import nbformat
 import numpy as np
 import pytest
 
 pytest.importorskip("playwright")
+from lab import page_of, soon
 
 SETUP = '''
 import json
@@ -44,52 +37,11 @@ walk.on_select(lambda table: Path("walk.json").write_text(json.dumps([table.ego[
 '''
 
 
-def soon(look, what: str, seconds: float = 20):
-    "What look() returns once it is true."
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := look(): return found
-        time.sleep(.05)
-    raise AssertionError(f"not within {seconds} s: {what}")
-
-
 @pytest.fixture(scope="module")
 def lab(chromium, root, tmp_path_factory):
     "A page of JupyterLab on which the notebook has run: page, folder, errors of the console."
-    from playwright.sync_api import sync_playwright
     folder = tmp_path_factory.mktemp("lab")
-    cell = nbformat.v4.new_code_cell
-    book = nbformat.v4.new_notebook(cells=[cell(SETUP), cell("first"), cell("second"), cell("walk")])
-    book.metadata = dict(kernelspec=dict(display_name="python3", language="python", name="python3"))
-    nbformat.write(book, folder / "views.ipynb")
-    with socket.socket() as free: free.bind(("127.0.0.1", 0)); port = free.getsockname()[1]
-    places = {f"JUPYTER_{name}_DIR": str(folder / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
-    env = os.environ | places | {"PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ServerApp.port_retries=0", "--ServerApp.ip=127.0.0.1",
-               "--IdentityProvider.token=t", f"--ServerApp.root_dir={folder}"]
-    with open(folder / "server.log", "w") as log: server = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        def answers():
-            try: return urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token=t", timeout=5).status == 200
-            except OSError: return False
-        soon(answers, "JupyterLab answers", 90)
-        with sync_playwright() as play:
-            browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--enable-unsafe-swiftshader"])
-            page, errors = browser.new_page(viewport=dict(width=1280, height=1000)), []
-            page.set_default_timeout(180_000)
-            page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-            page.on("pageerror", lambda e: errors.append(str(e)))
-            page.goto(f"http://127.0.0.1:{port}/lab/tree/views.ipynb?token=t")
-            page.wait_for_selector("text=Python 3 (ipykernel) | Idle")
-            page.click("text=Run >> nth=0")
-            page.click("text=Run All Cells")
-            page.wait_for_selector(".vr-walk .vr-near video")
-            yield page, folder, errors
-            browser.close()
-    finally:
-        for _ in range(2): server.send_signal(signal.SIGINT)
-        try: server.wait(10)
-        except subprocess.TimeoutExpired: server.kill()
+    with page_of(chromium, root, folder, [SETUP, "first", "second", "walk"], ".vr-walk .vr-near video") as page: yield page, folder, page.errors
 
 
 def view_of(page, i: int):

@@ -1,15 +1,10 @@
 """The retrieval browser and the monitor in JupyterLab and a real browser: keys, words, a video, clips that play, curves that grow."""
-import os
-import secrets
-import signal
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
-import nbformat
 import pytest
+
+pytest.importorskip("playwright")
+from lab import page_of
 
 CELLS = ["""
 import numpy as np
@@ -44,53 +39,10 @@ monitor
 """]
 
 
-def notebook(path: Path):
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source.strip()) for source in CELLS])
-    nb.metadata = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
-    nbformat.write(nb, path)
-
-
 @pytest.fixture(scope="module")
 def page(chromium, root, tmp_path_factory):
     "JupyterLab with the notebook run, in a browser; its console must stay free of errors to the end."
-    api = pytest.importorskip("playwright.sync_api")
-    folder, token = tmp_path_factory.mktemp("lab"), secrets.token_hex(8)
-    notebook(folder / "views.ipynb")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    quiet = ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", f"--port={port}", "--ServerApp.ip=127.0.0.1", "--ServerApp.port_retries=0",
-               f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}", "--allow-root", *quiet]
-    env = {**os.environ, "PYTHONPATH": str(root), "JUPYTER_CONFIG_DIR": str(folder / "config"), "JUPYTER_DATA_DIR": str(folder / "data")}
-    log = open(folder / "server.log", "w")
-    server = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        with api.sync_playwright() as p:
-            browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"])
-            page = browser.new_page(viewport=dict(width=1280, height=1000))
-            page.set_default_timeout(90_000)
-            errors = []
-            page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-            page.on("pageerror", lambda e: errors.append(str(e)))
-            for _ in range(120):
-                if server.poll() is not None: pytest.fail((folder / "server.log").read_text()[-2000:])
-                try: page.goto(f"http://127.0.0.1:{port}/lab/tree/views.ipynb?token={token}"); break
-                except api.Error: time.sleep(.5)
-            page.wait_for_selector("text=Python 3 (ipykernel) | Idle")
-            page.click("text=Run >> nth=0")
-            page.click("text=Run All Cells")
-            page.wait_for_selector(".vrr-answers video")
-            page.errors = errors
-            yield page
-            browser.close()
-    finally:
-        for _ in range(2):
-            server.send_signal(signal.SIGINT)
-            time.sleep(.3)
-        try: server.wait(10)
-        except subprocess.TimeoutExpired: server.kill()
-        log.close()
+    with page_of(chromium, root, tmp_path_factory.mktemp("lab"), CELLS, ".vrr-answers video") as page: yield page
 
 
 def until(page, script, *args):

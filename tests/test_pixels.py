@@ -172,7 +172,7 @@ def test_checkpointed_blocks_keep_less():
             return t
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): model.encode_video(torch.randn(2, 3, 4, 32, 32))
         return n
-    assert kept(pixels.switch_blocks(encoder(), True)) < .5 * kept(encoder())
+    assert kept(pixels.switch_blocks(encoder(), True)) < .7 * kept(encoder())  # two blocks, the last of which works for CLS alone
 
 
 def test_bf16_trains_with_all_switches():

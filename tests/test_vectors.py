@@ -15,6 +15,7 @@ from viewpoint_rosetta.chain import Line
 from viewpoint_rosetta.cli import main
 from viewpoint_rosetta.timesformer import DualSettings, TimeSformerSettings, VideoTextEncoder
 from viewpoint_rosetta.vectors import load_video_backbone
+from viewpoint_rosetta.verdicts import Review
 from viewpoint_rosetta.video import clip_frames
 
 pytestmark = pytest.mark.skipif(SHIPPED is None, reason="the shipped world is not here")
@@ -119,3 +120,22 @@ def test_the_doctor_knows_a_published_encoder(walked, capsys):
                        "--backbone", walked / "lavila.pth", "--set", "precision=float32")
     new = {s["step"]: s for s in json.loads(capsys.readouterr().out)["steps"]}
     assert not new["extract"]["done"] and 0 < new["extract"]["disk"] < 1e6, "66 clips of 24 half numbers"
+
+
+def test_training_takes_the_verdicts_of_a_review(walked, tmp_path, capsys):
+    "Rejected pairs go, the row has a name of its own, and other verdicts train it anew."
+    run, review = walked / "run", Review(tmp_path / "verdicts.parquet")
+    assert not rosetta("match", "--run", run)
+    pairs = pd.read_parquet(run / "pairs" / "0.parquet")
+    for ego, exo in pairs[["ego", "exo"]].head(3).to_numpy(): review.say(ego, exo, "reject")
+    given = ("train", "--method", "ours", "--run", run, "--verdicts", review.path)
+    assert not rosetta(*given) and "ours, reviewed" in capsys.readouterr().out
+    left = chain.left_pairs(Line(run), "ours", 0, [review.path])
+    assert len(left) == len(pairs) - 3 and (run / "encoder" / "ours-reviewed" / "0" / "model.safetensors").exists()
+    assert not rosetta(*given) and "encoder/ours-reviewed/0: reuse" in capsys.readouterr().out
+    review.undo()
+    assert not rosetta(*given) and "encoder/ours-reviewed/0: run (inputs changed" in capsys.readouterr().out
+    assert rosetta("train", "--method", "ours w/o RST", "--run", run, "--verdicts", review.path) == 2
+    assert rosetta("train", "--method", "ours", "--run", run, "--verdicts", tmp_path / "none.parquet") == 2
+    told = capsys.readouterr().err
+    assert "trains on others" in told and "none.parquet: no such file" in told

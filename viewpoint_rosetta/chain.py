@@ -6,8 +6,8 @@
 __all__ = ['RESUMED', 'STEPS', 'USUAL', 'Step', 'sources', 'slug', 'with_changes', 'Steps', 'Line', 'told_clips', 'gathered',
            'index', 'video_stamp', 'stamps', 'same_videos', 'load_frozen', 'frame_features', 'text_features',
            'settle_problems', 'extract', 'whiten', 'train_phi', 'compared', 'train_translator', 'match', 'told_search',
-           'train', 'leading', 'same_everywhere', 'train_pixels', 'train_from_frames', 'pixel_start', 'keep_pixels',
-           'gather', 'write_vectors', 'maps', 'path_map', 'finished', 'seconds_taken']
+           'left_pairs', 'train', 'leading', 'same_everywhere', 'train_pixels', 'train_from_frames', 'pixel_start',
+           'keep_pixels', 'gather', 'write_vectors', 'maps', 'path_map', 'finished', 'seconds_taken']
 
 # %% ../nbs/13_chain.ipynb #33ea345f
 import json
@@ -422,21 +422,38 @@ def told_search(path) -> str:
     return f"search: {how['index']}, {how['reason']}{found}"
 
 
-def train(line: Line, method: str, seed: int):
-    "One method of the table with one seed: trained, kept, tested."
+def left_pairs(line: Line, method: str, seed: int, files: list):
+    "The pairs of `match` without those that reviewers rejected."
+    import pandas as pd
+    from viewpoint_rosetta.methods import METHODS
+    from viewpoint_rosetta.verdicts import merge_verdicts, read_verdicts, reviewed
+    if METHODS[method].pseudo != "rst+language" or METHODS[method].linked:
+        raise ValueError(f"verdicts are on the pairs of `rosetta match`, and {method!r} trains on others: give --method ours")
+    if gone := [f for f in files if not f.is_file()]: raise FileNotFoundError(f"{gone[0]}: no such file; give a review's verdicts")
+    return reviewed(pd.read_parquet(line.folder / "pairs" / f"{seed}.parquet"), merge_verdicts(*map(read_verdicts, files)))
+
+
+def train(line: Line, method: str, seed: int, verdicts=()) -> str:
+    "One method of the table with one seed: trained, kept, tested; verdicts: files of a review of its pairs. The row's name."
     train_translator(line, seed)
-    name, where = f"encoder/{slug(method)}/{seed}", line.folder / "encoder" / slug(method)
+    if verdicts: match(line, seed)
+    files, row = [Path(f) for f in verdicts], f"{method}, reviewed" if verdicts else method
+    name, where = f"encoder/{slug(row)}/{seed}", line.folder / "encoder" / slug(row)
+    pairs = left_pairs(line, method, seed, files) if verdicts else None
     def make():
         from viewpoint_rosetta import methods
+        from viewpoint_rosetta.artifacts import fingerprint
         from viewpoint_rosetta.benchmark import evaluate, write_bench
-        seen = line.clips if method.startswith("oracle") else line.blind
+        seen, work = line.clips if method.startswith("oracle") else line.blind, line.work(name, f"translator/{seed}")
+        if verdicts: work = work / fingerprint(files)[:8]
         encoder = methods.train_method(method, line.bank, seen, line.phi(seed), line.rst(seed), line.settings, seed,
-                                       line.work(name, f"translator/{seed}"), line.progress)
-        rows = evaluate(lambda df: methods.embed(encoder, line.bank, df.clip_id), line.clips, method, seed,
+                                       work, line.progress, **(dict(pairs=pairs) if verdicts else {}))
+        rows = evaluate(lambda df: methods.embed(encoder, line.bank, df.clip_id), line.clips, row, seed,
                         line.choice["dataset"])
         if hasattr(encoder, "save_pretrained"): encoder.save_pretrained(where / str(seed))
         write_bench(rows, where / f"{seed}.parquet")
-    line.step("encoder/{method}/{seed}", make, method=slug(method), seed=seed)
+    line.step("encoder/{method}/{seed}", make, inputs=files, method=slug(row), seed=seed)
+    return row
 
 # %% ../nbs/13_chain.ipynb #3f0a8c02
 def leading() -> bool:

@@ -444,10 +444,11 @@ def train_command(args):
     Writes  RUN/encoder/METHOD/SEED/ (weights) and RUN/encoder/METHOD/SEED.parquet (its benchmark rows).
 
     rosetta train --method ours --seed 1
+    rosetta train --method ours --verdicts verdicts.parquet     without the pairs that a review rejected
     rosetta train --method "ours w/o RST" --set train.steps=500"""
     import pandas as pd
     line, names = opened(args), rows_of(args.method)
-    for name in names: train(line, name, line.seed)
+    names = [train(line, name, line.seed, args.verdicts) for name in names]
     print(bench_text(pd.concat(pd.read_parquet(line.folder / f"encoder/{slug(n)}/{line.seed}.parquet") for n in names)))
 
 
@@ -679,6 +680,7 @@ def options(add: dict, world: argparse.ArgumentParser):
     add["match"]("--index", choices=("auto", "exact", "flat", "ivf", "ivfpq"), help="how to search (default auto: by size)")
     add["verify"]("checkpoint", metavar="CHECKPOINT", help="a file or folder of weights")
     add["train"]("--method", required=True, metavar="NAME", help="a row of the table, e.g. ours; an unknown one lists all")
+    add["train"]("--verdicts", action="append", default=[], metavar="FILE", help="of a review of its pairs; may be given twice")
     pixels = add["train-pixels"]
     pixels("--weights", default="small", metavar="CHECKPOINT", help="encoder to begin with (default small: untrained, for a CPU)")
     pixels("--pairs", metavar="FILE", help="pseudo-pairs besides the synchronized ones, e.g. RUN/pairs.parquet of `rosetta match`")

@@ -43,6 +43,7 @@ const el = (tag, cls, text) => {
   const e = document.createElement(tag);
   if (cls) e.className = cls;
   if (text !== undefined) e.textContent = text;
+  e.setAttribute('data-lm-suppress-shortcuts', 'true');  // or JupyterLab takes the keys first
   return e; };
 
 function render({model, el: root}) {
