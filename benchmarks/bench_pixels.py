@@ -1,7 +1,9 @@
 """Training from pixels: memory and time of a large batch, and a small encoder trained end to end on the embedded world.
 
     python benchmarks/bench_pixels.py --memory
-    python benchmarks/bench_pixels.py --train [--seeds 3] [--steps 600]
+    python benchmarks/bench_pixels.py --train [--seeds 3] [--steps 600] [--world DIR]
+
+DIR is a world that `rosetta world --full --out DIR` rendered; without it, the shipped one is taken.
 
 Each measurement of memory is a process of its own (the peak resident set never falls within one). Training uses synchronized and
 language pairs of the training rooms; choices were made on validation rooms, test clips are asked once at the end. The results go to docs/results/pixels.md.
@@ -84,7 +86,7 @@ def language_pairs(clips):
 
 
 def scores(loaded, kept, clips, name, seed, split):
-    return evaluate(p.embedder(loaded.model, loaded.preprocessing, kept), clips, name, seed, "embedded world (as shipped)", split=split)
+    return evaluate(p.embedder(loaded.model, loaded.preprocessing, kept), clips, name, seed, "embedded world", split=split)
 
 
 def trained(clips, kept, pairs, seed: int, steps: int, split: str, settings: p.PixelSettings, work=None, size: int = 64) -> pd.DataFrame:
@@ -103,10 +105,10 @@ def trained(clips, kept, pairs, seed: int, steps: int, split: str, settings: p.P
 
 def train(args) -> str:
     seeds, steps, split = args.seeds, args.steps, args.split
-    clips = read_clips(shipped())
+    clips = read_clips(Path(args.world) / "clips.parquet" if args.world else shipped())
     kept, pairs = p.Kept(clips, progress=False), language_pairs(hide_truth(clips))
     s = p.PixelSettings(micro=None, augment=p.Augment(colour=args.colour), loss=LossSettings(lambda_1=args.lambda_1))
-    tables = [trained(clips, kept, pairs, seed, steps, split, s, args.work) for seed in range(seeds)]
+    tables = [trained(clips, kept, pairs, seed, steps, split, s, args.work) for seed in ([args.only] if args.only is not None else range(seeds))]
     for t in tables: print(t.attrs, flush=True)  # CPU seconds are those of this call: none if it was trained before
     both = pd.concat(tables, ignore_index=True)
     main = both[((both.direction == "avg") & (both.metric == "HR@5")) | both.metric.isin(["top-1", "top-5", "auc"])]
@@ -114,7 +116,8 @@ def train(args) -> str:
     mean = (main.assign(what=what, percent=100 * main.value, at_chance=100 * main.chance).groupby(["what", "method"], sort=False)
             .agg(percent=("percent", "mean"), low=("percent", "min"), high=("percent", "max"), chance=("at_chance", "mean"), n=("n", "first")).round(1).reset_index())
     first, last = (np.mean([t.attrs[k] for t in tables]) for k in ("first", "last"))
-    return (f"## A small TimeSformer, end to end\n\nEmbedded world as shipped, split {split}, seeds 0 to {seeds - 1}: mean, lowest and highest in per cent. 64 px, patch 16, "
+    which = "full" if args.world else "as shipped"
+    return (f"## A small TimeSformer, end to end\n\nEmbedded world, {which} ({len(pool(clips, 'paired'))} synchronized training clips), split {split}, seeds 0 to {seeds - 1}: mean, lowest and highest in per cent. 64 px, patch 16, "
             f"4 frames, width 128, depth 3; {steps} steps of 64 clips on synchronized and language pairs, L_vv's share {args.lambda_1}, colour {args.colour}; loss {first:.2f} at the start, "
             f"{last:.2f} at the end. Class names of the probes and of retrieval are read by the benchmark only.\n\n{markdown(mean)}\n")
 
@@ -129,16 +132,18 @@ def main():
     parse.add_argument("--colour", type=float, default=0., help="Augment.colour")
     parse.add_argument("--lambda-1", type=float, default=.5, help="share of L_vv")
     parse.add_argument("--work", help="folder of checkpoints: a finished training is tested on another split without being trained again")
+    parse.add_argument("--world", metavar="DIR", help="a rendered world; default: the shipped one")
+    parse.add_argument("--only", type=int, metavar="SEED", help="one seed of several that run side by side; with --work")
     parse.add_argument("--one", nargs=4, type=int, help=argparse.SUPPRESS)
     args = parse.parse_args()
     if args.one: return print(*step(*args.one))
     parts = dict(memory=memory if args.memory else None, train=(lambda: train(args)) if args.train else None)
-    said = " ".join(a for a in sys.argv[1:])
+    said = " ".join("DIR" if a in (args.world, args.work) else a for a in sys.argv[1:])
     for name, make in parts.items():
         if make is None: continue
         text = make() + f"\nMachine: {os.cpu_count()} CPU cores, {torch.get_num_threads()} thread(s), torch {torch.__version__}. Command: `python benchmarks/bench_pixels.py {said}`.\n"
         print(text)
-        if name != "train" or args.split == "test": keep(name, text)  # validation is for choosing
+        if name != "train" or args.split == "test" and args.only is None: keep(name, text)  # validation is for choosing
 
 
 def keep(name: str, text: str):
