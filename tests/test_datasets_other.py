@@ -533,3 +533,11 @@ def test_real_data_sets_become_one_table(annotations, tmp_path, capsys):
     table = pd.read_parquet(tmp_path / "run" / "clips.parquet")
     assert code == 0 and "kept as published" in said and len(table) == sum(len(pd.read_parquet(t)) for t in tables)
     assert table.clip_id.is_unique and set(table.video.str.split("/").str[0]) == {"egoyc2", "egoexolearn", "charades_ego"} and table.sync_id.isna().all()
+
+
+def test_lists_among_the_options():
+    "Several between commas, a single one, or JSON."
+    options = dict(parts=(("a", "b"), ""), passes=((1, 2), ""), base=("", ""))
+    given = cli.option_values(options, ["parts=a,b", "passes=1", "base=x,y"])
+    assert given == dict(parts=["a", "b"], passes=[1], base="x,y")
+    assert cli.option_values(options, ["parts=b", "passes=[2, 1]"]) == dict(parts=["b"], passes=[2, 1])

@@ -408,6 +408,8 @@ def option_values(options: dict, words: list) -> dict:
             elif not isinstance(default, str): value = json.loads(value)
         except json.JSONDecodeError: pass  # a word
         except ValueError as error: raise ValueError(f"-o {name}={value}: {error}") from error
+        if isinstance(default, (tuple, list)) and not isinstance(value, list):  # one of them, or several between commas
+            value = [v.strip() for v in value.split(",")] if isinstance(value, str) else [value]
         out[name] = value
     return out
 
