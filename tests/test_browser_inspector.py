@@ -24,7 +24,7 @@ STATUS = "document.querySelector('.vr-status').textContent"
 @pytest.fixture(scope="module")
 def lab(chromium, root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
-    with page_of(chromium, root, folder, [SETUP, "PairInspector(pairs, clips, 'verdicts.parquet', 'Ada', alone)"], ".vr-inspector video") as page:
+    with page_of(chromium, root, folder, [SETUP, "PairInspector(pairs, clips, 'verdicts.parquet', 'first', alone)"], ".vr-inspector video") as page:
         page.locator(".vr-inspector").scroll_into_view_if_needed()
         yield page, folder
 
@@ -48,7 +48,7 @@ def test_a_key_is_a_verdict_on_disk(lab):
     page.focus(".vr-inspector")
     page.keyboard.press("2"), page.keyboard.press("r")
     soon(lambda: len(verdicts(folder)) == 1, "the verdict is on disk")
-    assert verdicts(folder).iloc[0][["ego", "exo", "verdict", "reviewer"]].tolist() == [first, exo, "reject", "Ada"]
+    assert verdicts(folder).iloc[0][["ego", "exo", "verdict", "reviewer"]].tolist() == [first, exo, "reject", "first"]
     soon(lambda: shown(page) != first, "the next pair is shown")
     assert page.evaluate(STATUS) == "saved: reject"
 

@@ -172,7 +172,8 @@ def test_checkpointed_blocks_keep_less():
             return t
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): model.encode_video(torch.randn(2, 3, 4, 32, 32))
         return n
-    assert kept(pixels.switch_blocks(encoder(), True)) < .7 * kept(encoder())  # two blocks, the last of which works for CLS alone
+    deep = lambda: VideoTextEncoder(DualSettings(TimeSformerSettings(32, 16, 32, 8, 2), 16, 32, 2, 2, 16, 97))  # the last block is for CLS alone
+    assert kept(pixels.switch_blocks(deep(), True)) < .5 * kept(deep())
 
 
 def test_bf16_trains_with_all_switches():
