@@ -20,6 +20,7 @@ LIBRARY = ROOT / "viewpoint_rosetta"
 LINE, ADAPTERS = (sorted((ROOT / "nbs").glob(f"{folder}[0-9][0-9]_*.ipynb")) for folder in ("", "datasets/"))
 FIRST = sum(p.name < "03" for p in LINE)  # the adapters come after the clip table and the video, before the encoders
 NOTEBOOKS = [*LINE[:FIRST], *ADAPTERS, *LINE[FIRST:]]
+PAGES = [p for p in sorted((ROOT / "nbs").rglob("[!.]*.ipynb")) if p not in NOTEBOOKS and ".ipynb_checkpoints" not in p.parts]  # they export nothing
 MODULES = sorted(p for p in LIBRARY.rglob("*.py") if not p.name.startswith("_"))
 NOTEBOOK_KB = 600
 WIDTH = 140  # aim at 120
@@ -59,7 +60,7 @@ def test_modules_are_what_the_notebooks_say(exported):
     assert not stale, f"differ from what the notebooks export: {stale}; run `make export` (and never edit a module by hand)"
 
 
-@pytest.mark.parametrize("path", **by_name([*NOTEBOOKS, ROOT / "nbs" / "index.ipynb"]))
+@pytest.mark.parametrize("path", **by_name([*NOTEBOOKS, *PAGES]))
 def test_notebook_is_clean(path, exported):
     assert path.read_bytes() == (exported / path.relative_to(ROOT)).read_bytes(), f"{path.name}: run `make clean-notebooks`"
     text = path.read_text(encoding="utf-8")
@@ -67,7 +68,7 @@ def test_notebook_is_clean(path, exported):
     assert len(text) <= NOTEBOOK_KB * 1024, f"{path.name}: {len(text) // 1024} KB, more than {NOTEBOOK_KB}: smaller pictures, fewer outputs"
 
 
-@pytest.mark.parametrize("path", **by_name(NOTEBOOKS))
+@pytest.mark.parametrize("path", **by_name([*NOTEBOOKS, *PAGES]))
 def test_notebook_opens_with_its_idea_and_runs_whole(path):
     found = cells(path)
     kind, opening = found[0]
@@ -84,9 +85,11 @@ def test_exported_cells_fit_the_page(path):
 
 
 def test_site_lists_every_notebook():
-    "The sidebar names all pages, in the order of the notebooks."
+    "The sidebar names all pages once, those of the library in the order of the notebooks."
     listed = re.findall(r"^\s*- (\S+\.ipynb)$", (ROOT / "_quarto.yml").read_text(encoding="utf-8"), re.M)
-    assert listed == ["index.ipynb", *(p.relative_to(ROOT / "nbs").as_posix() for p in NOTEBOOKS)]
+    library, pages = ([p.relative_to(ROOT / "nbs").as_posix() for p in paths] for paths in (NOTEBOOKS, PAGES))
+    assert [name for name in listed if name in library] == library
+    assert sorted(listed) == sorted([*library, *pages])
 
 
 # ---- the README is the index

@@ -276,7 +276,7 @@ from pathlib import Path
 import numpy as np, torch
 from viewpoint_rosetta.matching import MatchSettings, match
 from viewpoint_rosetta.translator import RSTSettings, new_translator
-folder, peak, N = Path(sys.argv[1]), [0], 40_000
+folder, peak, N = Path(sys.argv[1]), [0], 120_000
 def anonymous(): return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) / 1024
 def watch():
     while True: peak[0] = max(peak[0], anonymous()); time.sleep(.002)
@@ -302,11 +302,11 @@ for n in (N // 4, N):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_does_not_grow_with_the_pool(tmp_path):
-    "Translating and matching 10,000 and 40,000 memory-mapped rows; a float32 copy of a pool would be 10 and 41 MB."
+    "Translating and matching 30,000 and 120,000 memory-mapped rows; what the allocator keeps (10 to 25 MB) is not what a copy would be."
     done = subprocess.run([sys.executable, "-c", STREAM, str(tmp_path)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     few, many = map(float, done.stdout.split())
-    assert few < 20 and many < 20, f"MB beyond the start: {few}, {many}"
+    assert many < 50, f"MB beyond the start: {few}, {many}; a float32 copy of one pool would be 123"
 
 
 def small_rst(d=8):

@@ -1,4 +1,4 @@
-"""Every library notebook runs from top to bottom, in a kernel of its own, and leaves nothing behind."""
+"""Every notebook runs from top to bottom, in a kernel of its own, and leaves nothing behind."""
 import os
 import re
 import resource
@@ -12,8 +12,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted(p.relative_to(ROOT / "nbs").as_posix() for p in (ROOT / "nbs").rglob("*.ipynb")
-                   if p.name == "index.ipynb" or p.name[0].isdigit())
+NOTEBOOKS = sorted(p.relative_to(ROOT / "nbs").as_posix() for p in (ROOT / "nbs").rglob("[!.]*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 SECONDS = 300  # a notebook that needs longer by the clock hangs
 BUDGET = 90  # seconds of one processor: a minute, and half as much again for a slow machine
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
