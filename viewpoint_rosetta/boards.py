@@ -33,9 +33,7 @@ from .chain import Line, load_frozen, slug, whiten, write_vectors
 from .clips import pool
 from .inspector import PairInspector
 from .maps import EmbeddingMap
-from .matching import read_pairs
 from .retrieval import RetrievalBrowser
-from .translation import Translation
 from .widgets import View
 
 # %% ../nbs/13_chain_boards.ipynb #bde5c987
@@ -119,13 +117,15 @@ class Board:
 
     def pairs(self, verdicts: str | Path | None = None, **kw) -> PairInspector:
         "The pseudo-pairs to be judged, verdicts in RUN/verdicts.parquet; more arguments go to `PairInspector`."
+        from viewpoint_rosetta.matching import read_pairs
         path = self._need(f"pairs/{self.seed}.parquet" if (self.line.folder / "pairs").is_dir() else "pairs.parquet", "match")
         kept = self.line.folder / f"alone/{self.seed}.parquet"
         alone = {ALONE[k]: p for k, p in pd.read_parquet(kept).groupby("kind") if k in ALONE} if kept.exists() else {}
         return PairInspector(read_pairs(path), self.clips, verdicts or self.line.folder / "verdicts.parquet", alone=alone, **kw)
 
-    def translation(self, which: str = "unpaired", **kw) -> Translation:
-        "Walks from `unpaired` ego clips, among the exo clips they are matched with, or from `test` clips, whose partner is known."
+    def translation(self, which: str = "unpaired", **kw) -> View:
+        "A `Translation` of `unpaired` ego clips, among the exo clips they are matched with, or of `test` clips, whose partner is known."
+        from viewpoint_rosetta.translation import Translation
         self._quietly(walks, f"translator/{self.seed}", "train-translator")
         ids, z = vectors(self.line, f"walks/{self.seed}")
         if which not in ("unpaired", "test"): raise ValueError(f"which is {which!r}: expected unpaired or test")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHOWN', 'GAP', 'ADAPTERS', 'COMMANDS', 'LINE', 'bench_text', 'translator_text', 'precision_text', 'summary', 'facts',
            'page', 'within_takes', 'window_retrieval', 'two_views', 'translate_own', 'retrieval_text', 'parsed_changes',
-           'opened', 'shipped_line', 'rows_of', 'walk', 'demo', 'for_boards', 'own', 'world', 'take_clips',
+           'opened', 'shipped_line', 'rows_of', 'walk', 'demo', 'called', 'for_boards', 'own', 'world', 'take_clips',
            'index_command', 'extract_command', 'translator_command', 'match_command', 'adapter', 'adapter_options',
            'options_text', 'option_values', 'import_command', 'train_command', 'dash_command', 'bench_command',
            'report_command', 'pixels_command', 'done_already', 'stored_clips', 'next_commands', 'doctor_command',
@@ -243,7 +243,12 @@ def demo(args):
         page(line, [line.seed])
     line.step("demo", make, dict(line.choice, seed=line.seed, videos=stamps(read_clips(shipped()))), [shipped()])
     print(f"\n{(line.folder / 'summary.txt').read_text(encoding='utf-8')}\nreport: {line.folder / 'report.html'}"
-          f"\nlook at it: rosetta dash pairs, map or retrieval{f' --run {args.run}' if args.run else ''}")
+          f"\nlook at it: {called()} dash pairs{f' --run {args.run}' if args.run else ''} (or map, or retrieval)")
+
+
+def called() -> str:
+    "This command as it was typed."
+    return sys.argv[0] if Path(sys.argv[0]).name == "rosetta" else "rosetta"
 
 
 def for_boards(line: Line, seed: int):
