@@ -459,12 +459,13 @@ def train_command(args):
     Writes  RUN/encoder/METHOD/SEED/ (weights) and RUN/encoder/METHOD/SEED.parquet (its benchmark rows).
 
     rosetta train --method ours --seed 1
-    rosetta train --method ours --verdicts verdicts.parquet     without the pairs that a review rejected
+    rosetta train --method ours --verdicts verdicts.parquet     without the pairs that a review rejected, beside `ours`
     rosetta train --method "ours w/o RST" --set train.steps=500"""
     import pandas as pd
-    line, names = opened(args), rows_of(args.method)
-    names = [train(line, name, line.seed, args.verdicts) for name in names]
-    print(bench_text(pd.concat(pd.read_parquet(line.folder / f"encoder/{slug(n)}/{line.seed}.parquet") for n in names)))
+    line, rows = opened(args), rows_of(args.method)
+    trained = [train(line, name, line.seed, args.verdicts) for name in rows]
+    files = [line.folder / f"encoder/{slug(n)}/{line.seed}.parquet" for n in dict.fromkeys([*rows, *trained])]
+    print(bench_text(pd.concat(pd.read_parquet(file) for file in files if file.exists())))
 
 
 def dash_command(args):
