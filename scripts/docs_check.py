@@ -35,6 +35,7 @@ class Page(HTMLParser):
             self.needs.append((tag, attrs[NEEDED[tag]] or ""))
         if tag == "video" and "poster" in attrs: self.needs.append(("poster", attrs["poster"] or ""))
         if tag == "a" and attrs.get("href"): self.links.append(attrs["href"])
+        if attrs.get("srcdoc"): self.needs += Page(attrs["srcdoc"]).needs
 
 
 def page_problems(path: Path, site: Path, repository: Path | None = None) -> list[str]:

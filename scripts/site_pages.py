@@ -35,7 +35,7 @@ DRAW = """(() => {
   const figure = FIGURE, place = document.getElementById("NAME");
   const ink = () => getComputedStyle(document.body).color;
   const draw = () => {
-    const faint = {gridcolor: "rgba(128,128,128,.3)", zerolinecolor: "rgba(128,128,128,.3)"};
+    const faint = {automargin: true, gridcolor: "rgba(128,128,128,.3)", zerolinecolor: "rgba(128,128,128,.3)"};
     const look = {paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: {color: ink()}, autosize: true};
     for (const axis of ["xaxis", "yaxis"]) look[axis] = Object.assign({}, faint, figure.layout[axis]);
     for (const menu of figure.layout.updatemenus || []) Object.assign(menu, {font: {color: "#111"}, bgcolor: "#eee"});
