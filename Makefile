@@ -4,13 +4,14 @@ SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+PAGES := nbs/learn/path.ipynb $(patsubst %,nbs/reference/%.ipynb,results studies limits api)
 export PYTHON
 export MUJOCO_GL ?= egl
 export HF_HUB_OFFLINE ?= 1
 export DOCS_OUT
 export UV_HTTP_TIMEOUT ?= 180
 
-.PHONY: help demo dash test export dashboards check clean-notebooks readme docs-check world
+.PHONY: help demo dash test export dashboards check clean-notebooks readme pages docs-check world
 
 help: ## this list
 	@echo "make demo and make test need only git, make and Python 3.11+; they install the rest into .venv."
@@ -43,7 +44,11 @@ dashboards: .venv/.synced ## run the dashboards' pages for the site, with pictur
 	@VR_STATIC=1 $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace nbs/dashboards/*.ipynb
 	@$(BIN)/python scripts/clean_notebooks.py
 
-docs-check: .venv/.synced ## render the site offline and look for broken links (DOCS_OUT=_site to keep the pages)
+pages: .venv/.synced ## run the pages that list or show the others (learning path, results, studies, limits, api)
+	@$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace $(PAGES)
+	@$(BIN)/python scripts/clean_notebooks.py
+
+docs-check: .venv/.synced ## render the site offline; broken links, missing pictures, heavy pages (DOCS_OUT=_site to keep the pages)
 	@$(BIN)/python scripts/docs_check.py
 
 world: .venv/.synced render ## render the shipped world again (viewpoint_rosetta/assets/world)

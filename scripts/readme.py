@@ -18,7 +18,7 @@ def readme(
             cell.metadata["tags"] = ["no-input"]
     config = Config({"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {"no-input"}}})
     text, _ = MarkdownExporter(config=config).from_notebook_node(notebook)
-    text = re.sub(r"\]\((images/|(?:datasets/)?\d\d_\w+\.ipynb)", r"](nbs/\1", text)
+    text = re.sub(r"\]\((images/|(?:[a-z]+/)?\w+\.ipynb)", r"](nbs/\1", text)
     text = re.sub(r"[ \t]+\n", "\n", text)
     return NOTE + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 

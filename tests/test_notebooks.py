@@ -63,6 +63,16 @@ def unfinished(notebook):
     return next((c for c in code if "shell.execute_reply" not in c.metadata.get("execution", {})), code[-1])
 
 
+def shown(cell) -> bool:
+    "Whether a cell has an output that is kept; progress bars and warnings are not missed."
+    return any(o.output_type != "stream" or o.name == "stdout" for o in cell.get("outputs", []))
+
+
+def unexecuted(committed, fresh) -> list:
+    "Sources of the cells that show something when they run and were committed without it."
+    return [c.source for c, f in zip(committed.cells, fresh.cells) if c.cell_type == "code" and shown(f) and not c.outputs]
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook(name, tmp_path, record_property, request, monkeypatch):
     nbs = project_copy(tmp_path / "project")
@@ -70,7 +80,7 @@ def test_notebook(name, tmp_path, record_property, request, monkeypatch):
     before, start, worked = contents(nbs), time.monotonic(), processor_seconds()
     record_property("notebook", name)
     try:
-        execute(nbs / name, tmp_path)
+        fresh = execute(nbs / name, tmp_path)
     except AssertionError as problem:
         pytest.fail(str(problem), pytrace=False)
     finally:
@@ -80,6 +90,8 @@ def test_notebook(name, tmp_path, record_property, request, monkeypatch):
     after = contents(nbs)
     left = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
     assert not left, f"{name} writes beside itself: {left}; use a temporary folder"
+    bare = unexecuted(nbformat.read(ROOT / "nbs" / name, as_version=4), fresh)
+    assert not bare, f"{name} was committed with cells that were not run: run it from top to bottom. The first:\n\n{bare[0]}"
 
 
 @pytest.mark.parametrize("source, told, seconds", [("1 / 0", "ZeroDivisionError", 120), ("import os; os._exit(1)", "died", 120),
@@ -91,3 +103,12 @@ def test_a_broken_notebook_is_told(tmp_path, source, told, seconds):
     with pytest.raises(AssertionError, match=told) as caught:
         execute(tmp_path / "broken.ipynb", tmp_path, seconds)
     assert f"in this cell:\n\n{source}\n" in str(caught.value)
+
+
+def test_a_cell_that_was_not_run_is_seen(tmp_path):
+    "One cell of three lost its output; one has none to lose, one writes to stderr only."
+    cells = [nbformat.v4.new_code_cell(s) for s in ("1 + 1", "x = 1", "import sys; print('slow', file=sys.stderr)", "print('seen')")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "page.ipynb")
+    fresh = execute(tmp_path / "page.ipynb", tmp_path)
+    assert unexecuted(nbformat.read(tmp_path / "page.ipynb", as_version=4), fresh) == ["1 + 1", "print('seen')"]
+    assert not unexecuted(fresh, fresh)
