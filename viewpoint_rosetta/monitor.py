@@ -233,7 +233,7 @@ LOOKS = """
 
 # %% ../nbs/12_monitor.ipynb #87afae03
 class Monitor(View):
-    "A training as it goes; `fit(watch=monitor.watch)`, or `Monitor.follow(folder)` for one in another process."
+    "A training as it goes; `fit(watch=monitor)`, or `Monitor.follow(folder)` for one in another process."
     _esm, _css = PAGE, LOOKS
     svg, status = traitlets.Unicode("").tag(sync=True), traitlets.Unicode("").tag(sync=True)
     steps, ends, readings, brush = (traitlets.List().tag(sync=True) for _ in range(4))  # first and last step of each mean
@@ -269,6 +269,8 @@ class Monitor(View):
             except Exception as error: self.trouble = f" · validation failed: {type(error).__name__}: {error}"
         self.add([row])
         self._start()
+
+    __call__ = watch
 
     def add(self, rows: list):
         "Rows of a history; a training that began again further back takes its later rows with it."
