@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 export DOCS_OUT
 export UV_HTTP_TIMEOUT ?= 180
 
-.PHONY: help demo test export check clean-notebooks readme docs-check world
+.PHONY: help demo test export check clean-notebooks readme docs-check world pictures
 
 help: ## this list
 	@echo "make demo and make test need only git, make and Python 3.11+; they install the rest into .venv."
@@ -41,6 +41,10 @@ docs-check: .venv/.synced ## render the site offline and look for broken links (
 
 world: .venv/.synced render ## render the shipped world again (viewpoint_rosetta/assets/world)
 	@$(BIN)/rosetta world --small $(ARGS)
+
+pictures: .venv/.synced render browser ## pictures of every interactive view, taken in a browser on the demo's run (ARGS="--only map")
+	@$(BIN)/rosetta demo
+	@$(BIN)/python scripts/pictures.py $(ARGS)
 
 .PHONY: render browser
 render browser:

@@ -84,7 +84,7 @@ def test_lasso_reaches_python_and_the_linked_map(lab):
     page.keyboard.press("l")
     page.mouse.move(rect["x"] + corners[0][0], rect["y"] + corners[0][1])
     page.mouse.down()
-    for x, y in corners[1:]: page.mouse.move(rect["x"] + x, rect["y"] + y, steps=4)
+    for x, y in [*corners[1:], corners[0]]: page.mouse.move(rect["x"] + x, rect["y"] + y, steps=4)
     page.mouse.up()
     chosen = json.loads(soon(lambda: (folder / "chosen.json").exists() and (folder / "chosen.json").read_text(), "on_select wrote the table"))
     surely, never = (Path(corners.mean(0) + (corners - corners.mean(0)) * k).contains_points(at) for k in (.95, 1.05))

@@ -173,17 +173,18 @@ function pointStage(stage, says) {   // says: over(i, x, y), chose(list, add), a
   const point = () => { if (last && !drag && !rest) heat(s.find(...last), ...last); };   // what is below a pointer that did not move
   over.addEventListener('pointerdown', e => { if (e.button || !s.count) return;
     const p = here(e); over.setPointerCapture(e.pointerId);
-    drag = {from: p, last: p, panel: panelAt(p[0]), line: s.mode === 'pan' ? null : [p]}; heat(-1); });
+    drag = {from: p, last: p, far: 0, panel: panelAt(p[0]), line: s.mode === 'pan' ? null : [p]}; heat(-1); });
   over.addEventListener('pointermove', e => { const p = last = here(e);
     if (!drag) { point(); return; }
+    drag.far = Math.max(drag.far, Math.hypot(p[0] - drag.from[0], p[1] - drag.from[1]));
     if (s.mode === 'pan') s.move((p[0] - drag.last[0]) / unit(), (drag.last[1] - p[1]) / unit(), drag.panel);
     else if (s.mode === 'box') drag.line = [drag.from, [p[0], drag.from[1]], p, [drag.from[0], p[1]]];
     else if (Math.hypot(p[0] - drag.last[0], p[1] - drag.last[1]) > 3) drag.line.push(p);
     else return;
     drag.last = p; above(); });
   over.addEventListener('pointerup', e => { if (!drag) return;
-    const {from, panel, line} = drag, p = here(e); drag = null; above(); point();
-    if (Math.hypot(p[0] - from[0], p[1] - from[1]) < 4) { const i = s.find(...p); if (i >= 0) says.chose([i], e.shiftKey); }
+    const {far, panel, line} = drag, p = here(e); drag = null; above(); point();
+    if (far < 4) { const i = s.find(...p); if (i >= 0) says.chose([i], e.shiftKey); }
     else if (line) says.chose(within(s.places[panel], line.map(q => back(panel, ...q))), e.shiftKey); });
   over.addEventListener('pointercancel', () => { drag = null; above(); });
   over.addEventListener('pointerleave', () => { last = null; heat(-1); });
@@ -211,7 +212,8 @@ function hoverCard(model, box, stage, loader) {   // over(i, x, y): who row i is
   let hot = -1, shown = -1, spot = [0, 0], asked = -1, rest = 0;
   const show = () => { shown = hot; const clip = told.get(hot), video = clipVideo(clip.id, clip.view + ' clip: ' + clip.narration);
     card.replaceChildren(video, el('b', '', clip.view), el('p', '', clip.narration || 'no narration'), el('small', '', clip.about));
-    card.hidden = false; card.classList.remove('vr-old'); card.style.top = Math.max(0, Math.min(spot[1] + 14, stage.clientHeight - card.offsetHeight)) + 'px';
+    card.hidden = false; card.classList.remove('vr-old');
+    card.style.top = Math.max(0, Math.min(spot[1] + 14, stage.clientHeight - card.offsetHeight)) + 'px';
     card.style.left = (spot[0] + 190 > stage.clientWidth ? spot[0] - 184 : spot[0] + 14) + 'px';
     return video; };
   const ask = () => { if (hot < 0 || asked >= 0 || hot === shown) return;   // one question at a time

@@ -51,8 +51,9 @@ const el = (tag, cls, text) => {
 function render({model, el: root}) {
   const box = el('div', 'vr-inspector'); box.tabIndex = 0;
   box.setAttribute('role', 'group'); box.setAttribute('aria-label', 'pair inspector');
-  const [bar, who, shots, foot] = ['vr-bar', 'vr-bar', 'vr-shots', 'vr-foot'].map(c => el('div', c)), save = () => model.save_changes();
-  box.append(bar, who, shots, foot); root.append(box);
+  const [bar, who, now, shots, foot] = ['vr-bar', 'vr-bar', 'vr-bar', 'vr-shots', 'vr-foot'].map(c => el('div', c));
+  const save = () => model.save_changes();
+  box.append(bar, who, now, shots, foot); root.append(box);
   const loader = clipLoader(model, box), paint = loader.paint; let videos = [];
   const choice = (label, name, options) => {
     const wrap = el('label', 'vr-choice', label + ' '), select = el('select');
@@ -83,8 +84,8 @@ function render({model, el: root}) {
   model.on('change:company change:agreed', company); company();
   const progress = el('progress'), count = el('span', 'vr-count'); progress.setAttribute('aria-label', 'judged ego clips');
   bar.append(choice('order', 'order', model.get('orders')), choice('show', 'show', model.get('filters')),
-    ...(model.get('actions').length ? [choice('action', 'action', ['all', ...model.get('actions')])] : []), range, search);
-  who.append(me, others, agreed, progress, count, keyHelp(box, HELP));
+    ...(model.get('actions').length ? [choice('action', 'action', ['all', ...model.get('actions')])] : []), range);
+  who.append(search, me, others, keyHelp(box, HELP)); now.append(agreed, progress, count);
 
   const shot = (clip, head, cls) => {
     const card = el('figure', 'vr-shot ' + (cls || '')), video = clipVideo(clip.id, clip.view + ' clip: ' + clip.narration);

@@ -68,9 +68,10 @@ function render({model, el: root}) {
   box.append(bar, stage, steps, shots, legend); root.append(box);
   const loader = clipLoader(model, box); let now = 0, timer = 0, path = new Float32Array();
   const item = () => model.get('item'), last = () => (item().steps || []).length - 1;
+  const ink = () => getComputedStyle(box).color.match(/\d+/)[0] > 127 ? '#56B4E9' : '#0072B2';   // bright text: a dark page
   const above = (pen, spot) => { const k = last() + 1, S = k ? path.length / 2 / k : 0, marks = item().marks || {};   // path: (S, k, 2)
     for (let s = 0; s < S; s++) { const p = j => spot(path[2 * (s * k + j)], path[2 * (s * k + j) + 1]);
-      pen.strokeStyle = pen.fillStyle = '#0072B2'; pen.lineWidth = 1.5;
+      pen.strokeStyle = pen.fillStyle = ink(); pen.lineWidth = 1.5;
       for (let j = 1; j <= now; j++) {
         pen.globalAlpha = .15 + .6 * j / k; pen.beginPath(); pen.moveTo(...p(j - 1)); pen.lineTo(...p(j)); pen.stroke(); }
       pen.globalAlpha = 1; pen.beginPath(); pen.arc(...p(now), 5, 0, 7); pen.fill(); }
@@ -128,7 +129,8 @@ function render({model, el: root}) {
   const said = () => { note.textContent = model.get('note'); }; model.on('change:note', said); said();
   legend.append(el('span', '', '● samples'), el('span', '', '◆ exo clips'),
     ...Object.entries(MARKS).filter(([name]) => name in item().marks)
-      .map(([name, [sign, ink]]) => { const s = el('span', '', sign + ' ' + name); s.style.color = ink; return s; }));
+      .map(([name, [sign, ink]]) => { const s = el('span'), b = el('b', '', sign);
+        b.style.color = ink; s.append(b, ' ' + name); return s; }));
   const act = key => { if (key === ' ') timer ? stop() : start();
     else if (key === 'n') move(1);
     else if (key === 'b') move(-1);
