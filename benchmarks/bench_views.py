@@ -2,14 +2,13 @@
 
     python benchmarks/bench_views.py [--points 100000] [--pairs 500000] [--no-browser]
 
-In Python: the seconds until each view of the shipped world is there (after imports, with made-up features; UMAP is compiled before, and its fit is told
-apart), and the pair inspector with many rows. In Chromium, with software rendering: frames a second while a map of many points is dragged, milliseconds
+In Python: the seconds until each view of the shipped world is there (after imports, with made-up features; UMAP is compiled before), and the pair inspector with many rows. In Chromium, with software rendering: frames a second while a map of many points is dragged, milliseconds
 from a pointer move to the first frame of the clip, and from a verdict's key to the page's word that it is saved. Each number stands beside what is wanted.
 
-Record of 2026-11-25 on two shared cores without a graphics card, load 3.6 (in brackets: load 6.8): 500,001 rows in the inspector in 1.2 s (1.8), from
-pointer to clip 117 ms (162), from key to saved 35 ms (57), a map of the shipped world's 2,200 clips in 0.01 s by PCA or with places given and in 12 s (19)
-by UMAP, which is not the 3 s wanted; translation 0.1 s (0.9) by PCA, 2.3 s (6.1) by UMAP. Panning 2 x 100,000 points in software: 7.5 frames a second with
-every point drawn, 24 under the higher load with fewer drawn while it moves. 30 were wanted: that needs idle cores or a graphics card.
+Record of 2026-11-25 on two shared cores without a graphics card, load 6.5 (in brackets: before the maps opened by principal components, load 1.8):
+500,001 rows in the inspector in 2.8 s (1.3), from pointer to clip 123 ms (102), from key to saved 42 ms (34). A map of the shipped world's 2,200 clips is
+open in 0.01 s, and UMAP takes its place after 11 s (nothing for 8.5 s); translation in 0.2 s, UMAP after 2.6 s (2.2 s). Panning 2 x 100,000 points in
+software: 60 frames a second with one point in 31 drawn while it moves (60, one in 11); all of them are drawn when it rests.
 """
 import argparse
 import os

@@ -167,9 +167,9 @@ PICTURES = [Picture("inspector.jpg", inspector), Picture("map.png", chart), Pict
 
 
 def save(shot: Path, path: Path):
-    "Small: PNG with a palette, or JPEG."
+    "PNG for lines, JPEG for clips, as good as fits."
     image = Image.open(shot).convert("RGB")
-    if path.suffix == ".png": image.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    if path.suffix == ".png": image.save(path, optimize=True)
     for quality in (88, 80, 70, 60):
         if path.suffix == ".jpg": image.save(path, quality=quality, optimize=True, progressive=True)
         if path.stat().st_size < MOST: return

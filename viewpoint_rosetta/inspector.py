@@ -255,7 +255,8 @@ class PairInspector(ClipView):
         "Show the ego clip at this place of the list; what others said since then comes with it."
         try:
             if self.all.read(): self._hear_all()
-        except (OSError, VerdictError) as error: self.status = str(error)
+        except (OSError, VerdictError) as error:
+            if str(error) not in self.status: self.status = " · ".join(filter(None, (self.status, str(error))))
         self.at = max(0, min(at, len(self.rows) - 1))
         judged = len({e for e, _ in self.judged})
         total = len(self.of_ego)

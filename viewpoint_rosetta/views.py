@@ -163,7 +163,7 @@ def _unit(z):
     z = np.asarray(z, np.float64)
     return z / np.maximum(np.linalg.norm(z, axis=-1, keepdims=True), 1e-12)
 
-_ONE = threading.Lock()  # UMAP's threads end the process when two of them start together
+_ONE = threading.Lock()  # numba's plainest threads end the process when two callers start them together
 
 def project(z, seed=0):
     "Two coordinates per row of z (N, D): UMAP by cosine, or the first two principal components below 15 rows."
