@@ -68,7 +68,7 @@ function render({model, el: root}) {
   box.append(bar, stage, steps, shots, legend); root.append(box);
   const loader = clipLoader(model, box); let now = 0, timer = 0, path = new Float32Array();
   const item = () => model.get('item'), last = () => (item().steps || []).length - 1;
-  const ink = () => getComputedStyle(box).color.match(/\d+/)[0] > 127 ? '#56B4E9' : '#0072B2';   // bright text: a dark page
+  const ink = () => getComputedStyle(box).color.match(/[0-9]+/)[0] > 127 ? '#56B4E9' : '#0072B2';   // bright text: a dark page
   const above = (pen, spot) => { const k = last() + 1, S = k ? path.length / 2 / k : 0, marks = item().marks || {};   // path: (S, k, 2)
     for (let s = 0; s < S; s++) { const p = j => spot(path[2 * (s * k + j)], path[2 * (s * k + j) + 1]);
       pen.strokeStyle = pen.fillStyle = ink(); pen.lineWidth = 1.5;
