@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 export DOCS_OUT
 export UV_HTTP_TIMEOUT ?= 180
 
-.PHONY: help demo test export check clean-notebooks readme docs-check world pictures
+.PHONY: help demo dash test export dashboards check clean-notebooks readme docs-check world pictures
 
 help: ## this list
 	@echo "make demo and make test need only git, make and Python 3.11+; they install the rest into .venv."
@@ -18,6 +18,9 @@ help: ## this list
 
 demo: .venv/.synced render ## the whole line on the shipped videos: features, translator, pairs, encoder, table, report (ARGS="--help" for more)
 	@$(BIN)/rosetta demo $(ARGS)
+
+dash: .venv/.synced ## a board of the demo's run in the browser (ARGS=pairs, map or retrieval)
+	@$(BIN)/rosetta dash $(or $(ARGS),pairs)
 
 test: .venv/.synced render browser ## every notebook, every test (ARGS="-k matching" for some)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=15 tests $(ARGS)
@@ -35,6 +38,10 @@ readme: .venv/.synced ## run nbs/index.ipynb and write README.md from it
 	@$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace nbs/index.ipynb
 	@$(BIN)/nbdev_clean --fname nbs/index.ipynb
 	@$(BIN)/python scripts/readme.py > .README.md && mv .README.md README.md
+
+dashboards: .venv/.synced ## run the dashboards' pages for the site, with pictures in the place of widgets, on the demo's run
+	@VR_STATIC=1 $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace nbs/dashboards/*.ipynb
+	@$(BIN)/python scripts/clean_notebooks.py
 
 docs-check: .venv/.synced ## render the site offline and look for broken links (DOCS_OUT=_site to keep the pages)
 	@$(BIN)/python scripts/docs_check.py

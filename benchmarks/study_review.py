@@ -67,7 +67,17 @@ def page(table: pd.DataFrame, line: Line, args, pool: str) -> str:
         more = cell((g.set_index("seed").hr5 - none).to_numpy()) if kind != "no review" else ""
         out.append(f"| {kind} | {cell(g.hr5.to_numpy())} | {more} | {'' if g.rejected.isna().all() else f'{g.rejected.mean():.0f}'} | "
                    f"{g.pairs.mean():.0f} | {g.right.mean():.1f} |")
+    hits = table.pivot(index="seed", columns="review", values="hr5")
+    out += ["", f"HR@5 of the review as proposed minus that at random: {cell((hits['as proposed'] - hits['at random']).to_numpy())}, seed by seed. "
+            f"A review of {args.budget} verdicts", f"takes {len_of(table, 'no review') - len_of(table, 'as proposed'):.0f} of "
+            f"{len_of(table, 'no review'):.0f} pairs away as proposed and {len_of(table, 'no review') - len_of(table, 'at random'):.0f} at random; "
+            "`all pairs` shows what the most patient reviewer could gain."]
     return "\n".join(out) + "\n"
+
+
+def len_of(table: pd.DataFrame, kind: str) -> float:
+    "Pairs left after a review, mean over seeds."
+    return table.pairs[table.review == kind].mean()
 
 
 def main():
@@ -86,6 +96,7 @@ def main():
             found.append(one(line, kind, pairs, seed, args.budget, args.errors))
             print(found[-1], flush=True)
     pool = f"{pairs.ego.nunique()} unpaired ego clips, {len(pairs)} pairs, {os.cpu_count()} CPU cores"
+    pd.DataFrame(found).to_csv(Path(args.out).with_suffix(".csv"), index=False)
     with atomic(Path(args.out)) as tmp: tmp.write_text(page(pd.DataFrame(found), line, args, pool), encoding="utf-8")
     print(Path(args.out).read_text())
 

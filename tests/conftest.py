@@ -2,6 +2,7 @@
 import signal
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ for name, value in {"OMP_NUM_THREADS": "1", "MUJOCO_GL": "egl", "HF_HUB_OFFLINE"
     os.environ.setdefault(name, value)  # before anything imports torch or MuJoCo
 
 import pytest
+from filelock import FileLock
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs us in the background has it ignored
 
@@ -37,6 +39,42 @@ def real_data():
     folder = Path(os.environ.get("VR_REAL_DATA", ROOT.parent / "shared" / "real"))
     if not folder.is_dir():
         pytest.skip("no real videos here: set VR_REAL_DATA to their folder")
+    return folder
+
+
+SMALL_RUN = """
+import sys
+import pandas as pd
+from viewpoint_rosetta.boards import spaces, walks
+from viewpoint_rosetta.chain import Line, gather, index, maps, match, train
+from viewpoint_rosetta.clips import read_clips, write_clips
+from viewpoint_rosetta.world import shipped
+world, parts, folder = read_clips(shipped()), [], sys.argv[1]
+for pool, takes, each in (("paired", 6, 2), ("ego", 3, 3), ("exo", 3, 3), ("test", 2, 6)):
+    names = [name for name in sorted(world["take"].unique()) if name.startswith(pool) and name.endswith("_0")][:takes]
+    parts.append(world[world["take"].isin(names)].groupby("video", sort=False).head(each))
+write_clips(pd.concat(parts, ignore_index=True), f"{folder}.parquet")
+line = Line(folder, root=str(shipped().parent), dataset="a few clips", changes=dict(
+    size=128, whiten=32, encoder=dict(frames=4, cells=1, tube=2, width=64, depth=1), rst=dict(steps=20, width=32, depth=1),
+    phi=dict(steps=10, batch=32, warmup=2), train=dict(steps=10, batch=32, warmup=2)))
+index(line, f"{folder}.parquet")
+match(line, 0)
+for name in ("frozen", "ours"): train(line, name, 0)
+gather(line, [0], ["frozen", "ours"])
+maps(line, 0), walks(line), spaces(line)
+"""
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory):
+    "A run folder of a few clips with everything in it, whose numbers mean nothing; made once for all processes of a test run."
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "small_run"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "done").exists():
+            made = subprocess.run([sys.executable, "-c", SMALL_RUN, str(folder)], capture_output=True, text=True, timeout=300)
+            assert made.returncode == 0, made.stderr[-2000:]
+            (folder / "done").touch()
     return folder
 
 

@@ -75,6 +75,7 @@ def line(monkeypatch):
     monkeypatch.setattr(encoders, "load_backbone", lambda *args, **kwargs: Thumbs())
     monkeypatch.setattr(encoders, "SentenceEncoder", Letters)
     monkeypatch.setattr(translator, "MLP", translator.Identity)  # half a minute of tuning that is tested elsewhere
+    monkeypatch.setattr(cli, "for_boards", lambda line, seed: None)  # tests of the boards have a real run
     monkeypatch.setattr(report, "write_report", lambda run, out: out.write_text("page") and out)
     monkeypatch.setattr(artifacts, "code_version", lambda *modules: "the code under test")
     found = chain.sources
@@ -144,7 +145,7 @@ def test_demo_says_all_and_its_second_run_says_it_again_at_once(line, manifest, 
     assert cli.main(["demo", "--run", str(tmp_path / "run")]) == 0
     first = capsys.readouterr().out
     assert "Benchmark on embedded world" in first and "Translators on" in first and "precision@1" in first
-    assert first.rstrip().endswith(f"report: {tmp_path / 'run' / 'report.html'}")
+    assert f"\nreport: {tmp_path / 'run' / 'report.html'}\n" in first and "\nlook at it: rosetta dash pairs --run" in first
     facts = json.loads((tmp_path / "run" / "facts.json").read_text())
     assert facts["seeds"] == [0] and facts["seconds"]["extract"] > 0 and facts["settings"]["train"]["steps"] and facts["cores"]
     z, ids = features.FeatureStore(tmp_path / "run" / "features"), json.loads((tmp_path / "run" / "embeddings.json").read_text())["ids"]

@@ -44,12 +44,14 @@ STEPS = {
                        ("encoders", "losses", "training", "methods"), RESUMED),
     "translator/{seed}": Step(("phi/{seed}",), ("translator/{seed}", "translator/{seed}.parquet"), ("rst",),
                               ("translator", "methods")),
-    "pairs/{seed}": Step(("translator/{seed}",), ("pairs/{seed}.parquet", "precision/{seed}.parquet"), ("match",),
-                         ("knn", "matching", "benchmark", "methods")),
+    "pairs/{seed}": Step(("translator/{seed}",), ("pairs/{seed}.parquet", "precision/{seed}.parquet", "alone/{seed}.parquet"),
+                         ("match",), ("knn", "matching", "benchmark", "methods")),
     "encoder/{method}/{seed}": Step(("translator/{seed}",), ("encoder/{method}/{seed}.parquet",), ("*",),
                                     ("encoders", "losses", "training", "knn", "matching", "benchmark", "methods"), RESUMED),
     "maps": Step(("encoder/ours/{seed}", "translator/{seed}"), ("embeddings.safetensors", "embeddings.json",
                  "path.safetensors", "path.json"), (), ("translator", "methods")),
+    "walks/{seed}": Step(("translator/{seed}",), ("walks/{seed}.safetensors", "walks/{seed}.json"), (), ("translator", "methods")),
+    "spaces/{seed}": Step(("whiten",), ("spaces/{seed}.safetensors", "spaces/{seed}.json"), (), ("encoders", "methods")),
     "own": Step(("extract",), ("pairs.parquet", "embeddings.safetensors", "embeddings.json"), ("match",),
                 ("translator", "knn", "matching", "benchmark", "methods")),
     "pixels/{seed}": Step(("index",), ("encoder/pixels/{seed}", "encoder/pixels/{seed}.parquet"), (),
@@ -399,7 +401,7 @@ def train_translator(line: Line, seed: int):
 
 # %% ../nbs/13_chain.ipynb #49530035
 def match(line: Line, seed: int):
-    "Pseudo-pairs of the unpaired clips, and how many are right by each way of choosing."
+    "Pseudo-pairs of the unpaired clips, how many are right by each way of choosing, and whom each way would have chosen."
     train_translator(line, seed)
     def make():
         import pandas as pd
@@ -409,7 +411,9 @@ def match(line: Line, seed: int):
         given = line.phi(seed), line.rst(seed), line.bank, line.blind, line.settings, seed
         pairs = {kind: methods.pseudo_pairs(kind, *given) for kind in methods.KINDS}
         right = pd.concat([precision_rows(p, line.clips, kind) for kind, p in pairs.items()], ignore_index=True)
-        for name, df in (("pairs", pairs["rst+language"]), ("precision", right)):
+        first = {kind: p.loc[p["rank"] == 1, ["ego", "exo", "rank"]] for kind, p in pairs.items() if kind != "random"}
+        alone = pd.concat([p.assign(kind=kind) for kind, p in first.items()], ignore_index=True)
+        for name, df in (("pairs", pairs["rst+language"]), ("precision", right), ("alone", alone)):
             with atomic(line.folder / name / f"{seed}.parquet") as tmp: df.to_parquet(tmp, index=False)
     line.step("pairs/{seed}", make, seed=seed)
 

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['SHOWN', 'GAP', 'ADAPTERS', 'COMMANDS', 'LINE', 'bench_text', 'translator_text', 'precision_text', 'summary', 'facts',
            'page', 'within_takes', 'window_retrieval', 'two_views', 'translate_own', 'retrieval_text', 'parsed_changes',
-           'opened', 'shipped_line', 'rows_of', 'walk', 'demo', 'own', 'world', 'take_clips', 'index_command',
-           'extract_command', 'translator_command', 'match_command', 'adapter', 'adapter_options', 'options_text',
-           'option_values', 'import_command', 'train_command', 'bench_command', 'report_command', 'pixels_command',
-           'done_already', 'stored_clips', 'next_commands', 'doctor_command', 'tell_plan', 'verify_command', 'common',
-           'parser', 'options', 'is_full', 'told', 'mendable', 'say', 'main']
+           'opened', 'shipped_line', 'rows_of', 'walk', 'demo', 'called', 'for_boards', 'own', 'world', 'take_clips',
+           'index_command', 'extract_command', 'translator_command', 'match_command', 'adapter', 'adapter_options',
+           'options_text', 'option_values', 'import_command', 'train_command', 'dash_command', 'bench_command',
+           'report_command', 'pixels_command', 'done_already', 'stored_clips', 'next_commands', 'doctor_command',
+           'tell_plan', 'verify_command', 'common', 'parser', 'options', 'is_full', 'told', 'mendable', 'say', 'main']
 
 # %% ../nbs/13_cli.ipynb #115c9c80
 import argparse
@@ -239,9 +239,22 @@ def demo(args):
         index(line, shipped())
         walk(line, [line.seed], rows_of(None))
         maps(line, line.seed)
+        for_boards(line, line.seed)
         page(line, [line.seed])
     line.step("demo", make, dict(line.choice, seed=line.seed, videos=stamps(read_clips(shipped()))), [shipped()])
-    print(f"\n{(line.folder / 'summary.txt').read_text(encoding='utf-8')}\nreport: {line.folder / 'report.html'}")
+    print(f"\n{(line.folder / 'summary.txt').read_text(encoding='utf-8')}\nreport: {line.folder / 'report.html'}"
+          f"\nlook at it: {called()} dash pairs{f' --run {args.run}' if args.run else ''} (or map, or retrieval)")
+
+
+def called() -> str:
+    "This command as it was typed."
+    return sys.argv[0] if Path(sys.argv[0]).name == "rosetta" else "rosetta"
+
+
+def for_boards(line: Line, seed: int):
+    "What the boards read, so that they open at once."
+    from viewpoint_rosetta.boards import spaces, walks
+    walks(line, seed), spaces(line, seed)
 
 
 def own(args):
@@ -446,12 +459,38 @@ def train_command(args):
     Writes  RUN/encoder/METHOD/SEED/ (weights) and RUN/encoder/METHOD/SEED.parquet (its benchmark rows).
 
     rosetta train --method ours --seed 1
-    rosetta train --method ours --verdicts verdicts.parquet     without the pairs that a review rejected
+    rosetta train --method ours --verdicts verdicts.parquet     without the pairs that a review rejected, beside `ours`
     rosetta train --method "ours w/o RST" --set train.steps=500"""
     import pandas as pd
-    line, names = opened(args), rows_of(args.method)
-    names = [train(line, name, line.seed, args.verdicts) for name in names]
-    print(bench_text(pd.concat(pd.read_parquet(line.folder / f"encoder/{slug(n)}/{line.seed}.parquet") for n in names)))
+    line, rows = opened(args), rows_of(args.method)
+    trained = [train(line, name, line.seed, args.verdicts) for name in rows]
+    files = [line.folder / f"encoder/{slug(n)}/{line.seed}.parquet" for n in dict.fromkeys([*rows, *trained])]
+    print(bench_text(pd.concat(pd.read_parquet(file) for file in files if file.exists())))
+
+
+def dash_command(args):
+    """Open a board of a run in the browser: pairs, map or retrieval. Ctrl-C ends it.
+
+    pairs      judge pseudo-pairs by key, and watch the translator
+    map        ego and exo embeddings, before and after training
+    retrieval  ask the run's encoders with clips, words or a video of your own
+
+    Reads   RUN; what is missing is named with the command that makes it.
+    Writes  RUN/verdicts.parquet (pairs), each verdict when it is said.
+    Serves  the loopback address only, behind a token; clips of the run's table and nothing else.
+
+    rosetta dash pairs --run runs/mine"""
+    import webbrowser
+    from viewpoint_rosetta.boards import serving
+    run = Path(args.run) if args.run else None
+    try:
+        with serving(args.board, run, args.seed or 0, args.port, args.dark) as (address, server):
+            print(f"{args.board}: {address}\nCtrl-C ends it", flush=True)
+            if not args.no_browser: webbrowser.open(address)
+            return int(server.wait() != 0)
+    except KeyboardInterrupt:
+        print()
+        return 0
 
 
 def bench_command(args):
@@ -609,7 +648,8 @@ def verify_command(args):
 
 COMMANDS = {"demo": demo, "world": world, "import": import_command, "doctor": doctor_command, "index": index_command,
             "extract": extract_command, "train-translator": translator_command, "match": match_command, "train": train_command,
-            "train-pixels": pixels_command, "bench": bench_command, "report": report_command, "verify": verify_command}
+            "train-pixels": pixels_command, "bench": bench_command, "dash": dash_command, "report": report_command,
+            "verify": verify_command}
 LINE = ("From ego and exo video to a benchmark of view-invariant features, step by step. Each step keeps its result in the "
         "run folder and is done again only when something it depends on changed.")
 
@@ -697,6 +737,11 @@ def options(add: dict, world: argparse.ArgumentParser):
     pixels("--compile", action="store_true", help="compile the blocks of the video tower")
     pixels("--checkpoint-activations", action="store_true", help="less memory for a third more time")
     pixels("--track", action="append", metavar="NAME", help="log every step, e.g. tensorboard, wandb; may be given twice")
+    dash = add["dash"]
+    dash("board", metavar="BOARD", help="pairs, map or retrieval")
+    dash("--port", type=int, default=0, metavar="N", help="default: any that is free")
+    dash("--dark", action="store_true", help="light on dark")
+    dash("--no-browser", action="store_true", help="print the address only")
     add["bench"]("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N-1 (default 1)")
     add["bench"]("--methods", metavar="A,B", help="some rows of the table only")
 
