@@ -63,24 +63,31 @@ def server(folder: Path, root: Path, dark: bool = False):  # gives the address o
 
 
 @contextmanager
-def page_of(chromium: str, root: Path, folder: Path, cells: list, ready: str, dark: bool = False, size: tuple = (1280, 1000)):
-    # gives the page; page.errors: of its console
-    "A notebook of these cells, run in JupyterLab until the selector `ready` is there."
+def opened(chromium: str, address: str, size: tuple = (1280, 1000)):  # gives the page; page.errors: of its console
+    "A page in a browser of its own."
     from playwright.sync_api import sync_playwright
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source.strip()) for source in cells])
-    book.metadata = dict(kernelspec=dict(display_name="python3", language="python", name="python3"))
-    nbformat.write(book, folder / "views.ipynb")
-    with server(folder, root, dark) as address, sync_playwright() as play:
+    with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, args=BROWSER)
         page = browser.new_page(viewport=dict(width=size[0], height=size[1]))
         page.errors = []
         page.set_default_timeout(120_000)
         page.on("console", lambda m: page.errors.append(m.text) if m.type == "error" else None)
         page.on("pageerror", lambda e: page.errors.append(str(e)))
-        page.goto(address.format(name="views.ipynb"))
+        page.goto(address)
+        yield page
+        browser.close()
+
+
+@contextmanager
+def page_of(chromium: str, root: Path, folder: Path, cells: list, ready: str, dark: bool = False, size: tuple = (1280, 1000)):
+    # gives the page of `opened`
+    "A notebook of these cells, run in JupyterLab until the selector `ready` is there."
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source.strip()) for source in cells])
+    book.metadata = dict(kernelspec=dict(display_name="python3", language="python", name="python3"))
+    nbformat.write(book, folder / "views.ipynb")
+    with server(folder, root, dark) as address, opened(chromium, address.format(name="views.ipynb"), size) as page:
         page.wait_for_selector("text=Python 3 (ipykernel) | Idle")
         page.click("text=Run >> nth=0")
         page.click("text=Run All Cells")
         page.wait_for_selector(ready)
         yield page
-        browser.close()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from lab import page_of, soon
+from lab import opened, page_of, soon
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +60,19 @@ def lab_page(chromium: str, run: Path, dark: bool):
             yield page
 
 
-PAGES = {"lab": lab_page}
+def dash_page(name: str, ready: str):
+    "A dashboard as a page without code."
+    @contextmanager
+    def opener(chromium: str, run: Path, dark: bool):
+        from viewpoint_rosetta.boards import serving
+        with serving(name, run) as (address, _), opened(chromium, address, (1280, 900)) as page:
+            page.wait_for_selector(ready)
+            yield page
+    return opener
+
+
+PAGES = {"lab": lab_page, "dash pairs": dash_page("pairs", ".vr-inspector video"), "dash map": dash_page("map", ".vr-map .vr-stage"),
+         "dash retrieval": dash_page("retrieval", ".vr-retrieval video")}
 
 
 def playing(page, box: str, least: int):
@@ -153,6 +165,14 @@ def monitor(page):
     return box
 
 
+def top(page):
+    "A dashboard as it opens: all of what is in sight."
+    page.wait_for_function("""() => [...document.querySelectorAll('video')].filter(v => v.getBoundingClientRect().top < innerHeight)
+        .every(v => v.readyState > 1 && v.currentTime > .2)""")
+    for note in page.locator(".vr-note").all(): soon(lambda: note.inner_text() == "", "UMAP is there", 120)
+    return page
+
+
 @dataclass
 class Picture:
     "A file of nbs/images/views, and how it comes about."
@@ -163,7 +183,9 @@ class Picture:
 
 
 PICTURES = [Picture("inspector.jpg", inspector), Picture("map.png", chart), Picture("translation.jpg", walk), Picture("retrieval.jpg", retrieval),
-            Picture("monitor.png", monitor), Picture("inspector-dark.jpg", inspector, True), Picture("map-dark.png", chart, True)]
+            Picture("monitor.png", monitor), Picture("inspector-dark.jpg", inspector, True), Picture("map-dark.png", chart, True),
+            Picture("dash-pairs.jpg", top, page="dash pairs"), Picture("dash-map.png", top, page="dash map"),
+            Picture("dash-retrieval.jpg", top, page="dash retrieval")]
 
 
 def save(shot: Path, path: Path):
