@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE ?= 1
 export DOCS_OUT
 export UV_HTTP_TIMEOUT ?= 180
 
-.PHONY: help demo dash test export dashboards check clean-notebooks readme pages docs-check world
+.PHONY: help demo dash test export dashboards check clean-notebooks readme pages pictures docs-check world
 
 help: ## this list
 	@echo "make demo and make test need only git, make and Python 3.11+; they install the rest into .venv."
@@ -53,6 +53,10 @@ docs-check: .venv/.synced ## render the site offline; broken links, missing pict
 
 world: .venv/.synced render ## render the shipped world again (viewpoint_rosetta/assets/world)
 	@$(BIN)/rosetta world --small $(ARGS)
+
+pictures: .venv/.synced render browser ## pictures of every interactive view, taken in a browser on the demo's run (ARGS="--only map")
+	@$(BIN)/rosetta demo
+	@$(BIN)/python scripts/pictures.py $(ARGS)
 
 .PHONY: render browser
 render browser:

@@ -24,16 +24,22 @@ from viewpoint_rosetta.world import shipped
 clips = read_clips(shipped())
 rows = clips[clips.split == "test"].reset_index(drop=True)
 draw = np.random.default_rng(0)
+
+def put(name, what):  # whole or not at all: the test reads while we write
+    Path(name + "~").write_text(json.dumps(what))
+    Path(name + "~").rename(name)
+
 z = [draw.normal(size=(len(rows), 2)).astype(np.float32) for _ in range(3)]
 first, second = EmbeddingMap({"before": z[0], "after": z[1]}, rows, clips), EmbeddingMap({"other": z[2][:200]}, rows[:200], clips)
 link(first, second)
-first.on_select(lambda table: Path("chosen.json").write_text(json.dumps(table.clip_id.tolist())))
+first.on_select(lambda table: put("chosen.json", table.clip_id.tolist()))
 Path("rows.json").write_text(json.dumps(rows.clip_id.tolist()))
 ego, exo = (rows[rows["view"] == view] for view in ("ego", "exo"))
 a, b = (draw.normal(size=(len(part), 8)).astype(np.float32) for part in (ego, exo))
 few = RSTSettings(width=16, depth=1, heads=2, tokens=2, steps=5, val_fraction=0, refit=False, anchor=False)
 walk = Translation(train_translator(a[:20], b[:20], few, progress=False), ego, a, exo, b, clips, method="pca")
-walk.on_select(lambda table: Path("walk.json").write_text(json.dumps([table.ego[0], walk.steps])))
+wide = EmbeddingMap({"wide": draw.normal(size=(len(rows), 6))}, rows, clips)
+walk.on_select(lambda table: put("walk.json", [table.ego[0], walk.steps]))
 '''
 
 
@@ -41,7 +47,7 @@ walk.on_select(lambda table: Path("walk.json").write_text(json.dumps([table.ego[
 def lab(chromium, root, tmp_path_factory):
     "A page of JupyterLab on which the notebook has run: page, folder, errors of the console."
     folder = tmp_path_factory.mktemp("lab")
-    with page_of(chromium, root, folder, [SETUP, "first", "second", "walk"], ".vr-walk .vr-near video") as page: yield page, folder, page.errors
+    with page_of(chromium, root, folder, [SETUP, "first", "second", "walk", "wide"], ".vr-walk .vr-near video") as page: yield page, folder, page.errors
 
 
 def view_of(page, i: int):
@@ -78,7 +84,7 @@ def test_lasso_reaches_python_and_the_linked_map(lab):
     page.keyboard.press("l")
     page.mouse.move(rect["x"] + corners[0][0], rect["y"] + corners[0][1])
     page.mouse.down()
-    for x, y in corners[1:]: page.mouse.move(rect["x"] + x, rect["y"] + y, steps=4)
+    for x, y in [*corners[1:], corners[0]]: page.mouse.move(rect["x"] + x, rect["y"] + y, steps=4)
     page.mouse.up()
     chosen = json.loads(soon(lambda: (folder / "chosen.json").exists() and (folder / "chosen.json").read_text(), "on_select wrote the table"))
     surely, never = (Path(corners.mean(0) + (corners - corners.mean(0)) * k).contains_points(at) for k in (.95, 1.05))
@@ -99,10 +105,56 @@ def test_pointer_at_rest_plays_the_clip(lab):
     at = spots(box, 1)
     row = int(np.argmin(np.hypot(*(at - at.mean(0)).T)))
     page.mouse.move(rect["x"] + at[row][0], rect["y"] + at[row][1])
-    page.wait_for_function("document.querySelector('.vr-card video')?.currentTime > 0.1")
-    assert json.loads((folder / "rows.json").read_text())[row] in box.locator(".vr-card").inner_text()
+    page.wait_for_function("""id => { const c = document.querySelector('.vr-card');
+        return c.textContent.includes(id) && !c.hidden && !c.matches('.vr-old') && c.querySelector('video').currentTime > 0.1; }""",
+                           arg=json.loads((folder / "rows.json").read_text())[row])
     page.mouse.move(rect["x"] - 20, rect["y"] + 20)
     page.wait_for_function("![...document.querySelectorAll('.vr-card')].some(c => !c.hidden)")
+
+
+def test_the_card_goes_when_the_map_moves_below_it(lab):
+    page, folder, _ = lab
+    ids = json.loads((folder / "rows.json").read_text())
+    box, rect = view_of(page, 0)
+    card, at = box.locator(".vr-card"), spots(box, 0)
+    row = int(np.argmin(np.hypot(*(at - at.mean(0)).T)))
+    def over(): page.mouse.move(rect["x"] + at[row][0], rect["y"] + at[row][1])
+    def shows(): soon(lambda: card.is_visible() and ids[row] in card.inner_text() and card.evaluate("c => !c.matches('.vr-old')"), "its card")
+    over(), shows()
+    page.mouse.down()
+    assert not card.is_visible(), "a drag begins"
+    page.mouse.move(rect["x"] + at[row][0] + 40, rect["y"] + at[row][1] + 30, steps=3)
+    page.mouse.up()
+    shows()  # the point came along, and the pointer rests on it again
+    box.focus()
+    page.keyboard.press("0")
+    assert not card.is_visible()
+    page.mouse.move(rect["x"] - 20, rect["y"] + 20)
+    box.evaluate("b => b.vrStage.move(.3, 0)")
+    page.wait_for_timeout(400)  # longer than a map needs to rest
+    assert not card.is_visible(), "nobody points"
+    page.keyboard.press("0")
+
+
+def test_card_knows_a_map_that_is_laid_anew(lab):
+    "UMAP takes the place of the principal components while the pointer rests: the card is that of the point now below it, or goes."
+    page, folder, _ = lab
+    ids = json.loads((folder / "rows.json").read_text())
+    box, _ = view_of(page, 3)
+    page.wait_for_function("b => b.querySelector('.vr-note').textContent === ''", arg=box.element_handle())
+    rect, card, method = box.locator(".vr-stage").bounding_box(), box.locator(".vr-card"), box.locator("select").nth(1)
+    umap = spots(box, 0)
+    method.select_option("pca")
+    page.wait_for_function("([b, x]) => Math.abs(b.vrStage.spot(0, b.vrStage.places[0][0], 0)[0] - x) > .1", arg=[box.element_handle(), umap[0][0]])
+    at = spots(box, 0)
+    row = int(np.argmin(np.hypot(*(at - at.mean(0)).T)))
+    page.mouse.move(rect["x"] + at[row][0], rect["y"] + at[row][1])
+    page.wait_for_function("b => !b.querySelector('.vr-card').hidden", arg=box.element_handle())
+    box.evaluate("b => { const s = b.querySelectorAll('select')[1]; s.value = 'umap'; s.dispatchEvent(new Event('change')); }")
+    soon(lambda: np.allclose(spots(box, 0), umap), "UMAP again")
+    far = np.hypot(*(umap - at[row]).T)
+    if far.min() > 10: soon(lambda: not card.is_visible(), "nothing is below the pointer")
+    else: soon(lambda: card.is_visible() and ids[int(far.argmin())] in card.inner_text(), "another clip is below the pointer")
 
 
 def test_points_are_drawn_and_dragging_moves_them(lab):
@@ -157,6 +209,19 @@ def test_without_webgl_a_plain_canvas_draws(lab):
             const at = s.spot(0, 0, 0), ink = [...pen.getImageData(at[0], at[1], 1, 1).data];
             stage.remove(); s.free(); done([stage.dataset.painter, ink]); }, 300)); }""")
     assert found[0] == "canvas" and np.allclose(found[1][:3], (0, 114, 178), atol=3)
+
+
+def test_keys_are_listed_and_are_not_the_notebooks(lab):
+    page, _, _ = lab
+    cells = page.locator(".jp-Cell").count()
+    for i in (0, 2):
+        box, _ = view_of(page, i)
+        box.focus()
+        page.keyboard.press("?")
+        assert box.locator(".vr-keys").is_visible() and len(box.locator(".vr-keys kbd").all()) >= 6
+        for key in "?bbmm": page.keyboard.press(key)
+        assert not box.locator(".vr-keys").is_visible()
+    assert page.locator(".jp-Cell").count() == cells and page.locator(".jp-MarkdownCell").count() == 0
 
 
 def test_no_error_in_the_console(lab):

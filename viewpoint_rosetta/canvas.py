@@ -6,11 +6,14 @@
 __all__ = ['PAINT_JS', 'PLAIN_JS', 'POINT_JS', 'STAGE_JS', 'CARD_JS', 'CANVAS_CSS', 'CANVAS_JS', 'PointView']
 
 # %% ../nbs/12_canvas.ipynb #bbabf6f0
+import threading
+
 import numpy as np
 import pandas as pd
+import traitlets
 
 # %% ../nbs/12_canvas.ipynb #9bf227b3
-from .widgets import CLIPS_JS, ClipView
+from .widgets import CLIPS_JS, HELP_CSS, HELP_JS, ClipView
 
 # %% ../nbs/12_canvas.ipynb #f35ceec7
 PAINT_JS = """
@@ -110,6 +113,7 @@ STAGE_JS = """
 const el = (tag, cls, text) => { const e = document.createElement(tag);
   if (cls) e.className = cls;
   if (text !== undefined) e.textContent = text;
+  e.setAttribute('data-lm-suppress-shortcuts', 'true');   // or JupyterLab takes the keys first
   return e; };
 const listOf = (Kind, v) => new Kind(v.buffer.slice(v.byteOffset, v.byteOffset + v.byteLength));
 
@@ -117,7 +121,7 @@ function pointStage(stage, says) {   // says: over(i, x, y), chose(list, add), a
   const canvas = el('canvas'), over = el('canvas'), GAP = 8; stage.append(canvas, over);
   const paint = glPainter(canvas) || plainPainter(canvas); stage.dataset.painter = paint.name;
   const s = {mode: 'pan', places: [], near: [], eyes: [], chosen: new Uint32Array(), ends: new Uint32Array(), lines: true, count: 0};
-  let w = 1, h = 1, ratio = 1, drag = null, hot = -1, due = false, level = 0, before = 0, rest = 0;
+  let w = 1, h = 1, ratio = 1, drag = null, hot = -1, last = null, due = false, level = 0, before = 0, rest = 0, marked = false;
   const wide = () => (w - GAP * (s.places.length - 1)) / s.places.length, unit = () => Math.min(wide(), h) / 2;
   const left = i => i * (wide() + GAP), panelAt = x => Math.max(0, Math.min(s.places.length - 1, Math.floor(x / (wide() + GAP))));
   const spot = (i, x, y) => { const e = s.eyes[i];
@@ -126,21 +130,23 @@ function pointStage(stage, says) {   // says: over(i, x, y), chose(list, add), a
     return [((px - left(i) - wide() / 2) / unit() - e.x) / e.k, ((h / 2 - py) / unit() - e.y) / e.k]; };
   const every = () => {   // while it moves, as many points as make 30 frames a second; all of them when it rests
     if (!rest) return 1;
-    const t = performance.now(); if (before && t - before > 34 && level < 4) level++;
+    const t = performance.now(), took = before ? t - before : 0;
+    if (took > 34) level = Math.min(4, level + (took > 68 ? 2 : 1));
     before = t; return [1, 5, 11, 19, 31][level]; };
-  const moved = () => { clearTimeout(rest);
-    rest = setTimeout(() => { rest = before = 0; level = Math.max(0, level - 1); s.draw(); }, 200); s.draw(); };
+  const still = () => { rest = before = 0; level = Math.max(0, level - 1); s.draw(); point(); };
+  const moved = () => { clearTimeout(rest); rest = setTimeout(still, 200); heat(-1); s.draw(); };
   const now = () => { due = false; if (!s.count) return;
     const nth = s.nth = every();
     paint.clear(); const u = [unit() / (wide() / 2), unit() / (h / 2)], some = s.chosen.length > 0;
     const size = ratio * Math.max(2.5, Math.min(9, 160 / Math.sqrt(s.count) * Math.sqrt(s.places.length === 1 ? 2 : 1)));
     s.places.forEach((_, i) => { const e = s.eyes[i], grown = size * Math.min(3, Math.sqrt(e.k));
       paint.panel(i, [left(i), 0, wide(), h].map(v => Math.round(v * ratio)), [e.k * u[0], e.k * u[1]], [e.x * u[0], e.y * u[1]], nth);
-      if (s.lines && s.ends.length) paint.draw(s.ends.length, 1, some ? .12 : .3, 'ends', true);
+      if (s.lines && s.ends.length && (nth === 1 || s.ends.length < 1000)) paint.draw(s.ends.length, 1, some ? .12 : .3, 'ends', true);
       paint.draw(s.count, grown, some ? .15 : .85);
       if (some) paint.draw(s.chosen.length, grown * 1.5, 1, 'chosen'); });
     above(); };
-  const above = () => { const pen = over.getContext('2d'); pen.setTransform(ratio, 0, 0, ratio, 0, 0); pen.clearRect(0, 0, w, h);
+  const above = () => { const some = says.above || hot >= 0 || (drag && drag.line); if (!some && !marked) return;
+    marked = some; const pen = over.getContext('2d'); pen.setTransform(ratio, 0, 0, ratio, 0, 0); pen.clearRect(0, 0, w, h);
     s.places.forEach((p, i) => { pen.save(); pen.beginPath(); pen.rect(left(i), 0, wide(), h); pen.clip();
       if (says.above) says.above(pen, (x, y) => spot(i, x, y), i);
       if (hot >= 0) { pen.strokeStyle = '#D55E00'; pen.lineWidth = 2; pen.beginPath();
@@ -151,7 +157,7 @@ function pointStage(stage, says) {   // says: over(i, x, y), chose(list, add), a
   s.draw = () => { if (!due) { due = true; requestAnimationFrame(now); } };
   s.points = (places, looks) => { s.places = places; s.count = looks.length / 4; s.near = places.map(p => grid(p));
     if (s.eyes.length !== places.length) s.eyes = places.map(() => ({x: 0, y: 0, k: 1}));
-    paint.points(places, looks); s.draw(); };
+    level = Math.max(level, places.length * s.count > 1e5 ? 1 : 0); paint.points(places, looks); heat(-1); s.draw(); point(); };
   s.choose = list => { s.chosen = list; paint.index('chosen', list); s.draw(); };
   s.join = list => { s.ends = list; paint.index('ends', list); s.draw(); };
   s.move = (dx, dy, i) => { s.eyes.forEach((e, j) => { if (i === undefined || i === j) { e.x += dx; e.y += dy; } }); moved(); };
@@ -159,27 +165,29 @@ function pointStage(stage, says) {   // says: over(i, x, y), chose(list, add), a
     const k = Math.max(.5, Math.min(400, e.k * by));
     e.x = at[0] - (at[0] - e.x) * k / e.k; e.y = at[1] - (at[1] - e.y) * k / e.k; e.k = k; });
     moved(); };
-  s.home = () => { s.eyes.forEach(e => Object.assign(e, {x: 0, y: 0, k: 1})); s.draw(); };
+  s.home = () => { s.eyes.forEach(e => Object.assign(e, {x: 0, y: 0, k: 1})); moved(); };
   s.find = (x, y) => { if (!s.count) return -1;
     const i = panelAt(x); return s.near[i](...back(i, x, y), 10 / unit() / s.eyes[i].k); };
   const here = e => { const b = over.getBoundingClientRect(); return [e.clientX - b.left, e.clientY - b.top]; };
   const heat = (i, x, y) => { if (i === hot) return; hot = i; above(); says.over(i, x, y); };
+  const point = () => { if (last && !drag && !rest) heat(s.find(...last), ...last); };   // what is below a pointer that did not move
   over.addEventListener('pointerdown', e => { if (e.button || !s.count) return;
     const p = here(e); over.setPointerCapture(e.pointerId);
-    drag = {from: p, last: p, panel: panelAt(p[0]), line: s.mode === 'pan' ? null : [p]}; });
-  over.addEventListener('pointermove', e => { const p = here(e);
-    if (!drag) { heat(s.find(...p), ...p); return; }
+    drag = {from: p, last: p, far: 0, panel: panelAt(p[0]), line: s.mode === 'pan' ? null : [p]}; heat(-1); });
+  over.addEventListener('pointermove', e => { const p = last = here(e);
+    if (!drag) { point(); return; }
+    drag.far = Math.max(drag.far, Math.hypot(p[0] - drag.from[0], p[1] - drag.from[1]));
     if (s.mode === 'pan') s.move((p[0] - drag.last[0]) / unit(), (drag.last[1] - p[1]) / unit(), drag.panel);
     else if (s.mode === 'box') drag.line = [drag.from, [p[0], drag.from[1]], p, [drag.from[0], p[1]]];
     else if (Math.hypot(p[0] - drag.last[0], p[1] - drag.last[1]) > 3) drag.line.push(p);
     else return;
     drag.last = p; above(); });
   over.addEventListener('pointerup', e => { if (!drag) return;
-    const {from, panel, line} = drag, p = here(e); drag = null; above();
-    if (Math.hypot(p[0] - from[0], p[1] - from[1]) < 4) { const i = s.find(...p); if (i >= 0) says.chose([i], e.shiftKey); }
+    const {far, panel, line} = drag, p = here(e); drag = null; above(); point();
+    if (far < 4) { const i = s.find(...p); if (i >= 0) says.chose([i], e.shiftKey); }
     else if (line) says.chose(within(s.places[panel], line.map(q => back(panel, ...q))), e.shiftKey); });
   over.addEventListener('pointercancel', () => { drag = null; above(); });
-  over.addEventListener('pointerleave', () => { if (!drag) heat(-1); });
+  over.addEventListener('pointerleave', () => { last = null; heat(-1); });
   over.addEventListener('wheel', e => { if (!e.ctrlKey && !stage.parentElement.contains(document.activeElement)) return;
     e.preventDefault(); const p = here(e), i = panelAt(p[0]);
     s.zoom(Math.exp(-e.deltaY / 400), i, [(p[0] - left(i) - wide() / 2) / unit(), (h / 2 - p[1]) / unit()]); }, {passive: false});
@@ -191,7 +199,7 @@ function pointStage(stage, says) {   // says: over(i, x, y), chose(list, add), a
     else return false;
     return true; };
   const seen = new ResizeObserver(() => { ratio = devicePixelRatio || 1; w = stage.clientWidth || 1; h = stage.clientHeight || 1;
-    [canvas, over].forEach(c => { c.width = w * ratio; c.height = h * ratio; }); s.draw(); });
+    [canvas, over].forEach(c => { c.width = w * ratio; c.height = h * ratio; }); marked = true; heat(-1); s.draw(); });
   s.spot = spot; s.another = box => pointStage(box, says); seen.observe(stage); s.free = () => { seen.disconnect(); clearTimeout(rest); };
   return s;
 }
@@ -201,20 +209,22 @@ function pointStage(stage, says) {   // says: over(i, x, y), chose(list, add), a
 CARD_JS = """
 function hoverCard(model, box, stage, loader) {   // over(i, x, y): who row i is and its clip, playing, beside the pointer
   const card = el('div', 'vr-card'), told = new Map(); card.hidden = true; stage.append(card);
-  let hot = -1, spot = [0, 0], asked = -1, rest = 0;
-  const show = () => { const clip = told.get(hot), video = clipVideo(clip.id, clip.view + ' clip: ' + clip.narration);
+  let hot = -1, shown = -1, spot = [0, 0], asked = -1, rest = 0;
+  const show = () => { shown = hot; const clip = told.get(hot), video = clipVideo(clip.id, clip.view + ' clip: ' + clip.narration);
     card.replaceChildren(video, el('b', '', clip.view), el('p', '', clip.narration || 'no narration'), el('small', '', clip.about));
-    card.hidden = false; card.style.top = Math.max(0, Math.min(spot[1] + 14, stage.clientHeight - card.offsetHeight)) + 'px';
+    card.hidden = false; card.classList.remove('vr-old');
+    card.style.top = Math.max(0, Math.min(spot[1] + 14, stage.clientHeight - card.offsetHeight)) + 'px';
     card.style.left = (spot[0] + 190 > stage.clientWidth ? spot[0] - 184 : spot[0] + 14) + 'px';
     return video; };
-  const ask = () => { if (hot < 0 || asked >= 0) return;   // one question at a time
+  const ask = () => { if (hot < 0 || asked >= 0 || hot === shown) return;   // one question at a time
     if (told.has(hot)) { const video = show(); loader.paint(video.dataset.id, video); return; }
     asked = hot; model.send({point: hot}); };
   model.on('msg:custom', msg => { if (msg.point === undefined) return;
     told.set(msg.point, msg.who); asked = -1;
     if (msg.point === hot) show().dataset.wants = msg.who.id; else ask(); });   // its clip is the next message
   return {over: (i, x, y) => { hot = i; clearTimeout(rest);
-      if (i < 0) { card.hidden = true; card.replaceChildren(); return; }
+      if (i < 0) { shown = -1; card.hidden = true; card.replaceChildren(); return; }
+      card.classList.toggle('vr-old', i !== shown);   // another's, until this one's is here
       spot = [x, y]; rest = setTimeout(ask, 25); },
     free: () => clearTimeout(rest)};
 }
@@ -228,7 +238,7 @@ CANVAS_CSS = """
 .vr-map :is(select,button){font:inherit;color:inherit;background:transparent;border:1px solid #8888;border-radius:5px;
  padding:2px 8px;cursor:pointer}
 .vr-map option{color:#111;background:#fff}.vr-map button[aria-pressed=true]{background:#0072B233;border-color:#0072B2}
-.vr-map .vr-count{margin-left:auto;font-variant-numeric:tabular-nums}
+.vr-map .vr-note{font-style:italic}.vr-map .vr-count{margin-left:auto;font-variant-numeric:tabular-nums}
 .vr-heads{display:grid;grid-auto-flow:column;grid-auto-columns:1fr;gap:8px;margin-top:6px;font-weight:600}
 .vr-stage{position:relative;height:440px;margin:2px 0 6px;background:#8881;border-radius:6px;overflow:hidden;touch-action:none}
 .vr-stage canvas{position:absolute;inset:0;width:100%;height:100%}.vr-stage[data-mode=pan] canvas{cursor:grab}
@@ -239,15 +249,17 @@ CANVAS_CSS = """
  border:1px solid #8888;
  background:var(--jp-layout-color0,Canvas);color:var(--jp-ui-font-color0,CanvasText);box-shadow:0 2px 8px #0004;overflow-wrap:anywhere}
 .vr-card video,.vr-card .vr-broken{width:100%;aspect-ratio:1;object-fit:cover;display:block;border-radius:4px;background:#8882}
-.vr-card p{margin:2px 0}
-"""
+.vr-card p{margin:2px 0}.vr-card.vr-old{opacity:.3}
+""" + HELP_CSS
 
 # %% ../nbs/12_canvas.ipynb #7a6e561f
-CANVAS_JS = CLIPS_JS + PAINT_JS + PLAIN_JS + POINT_JS + STAGE_JS + CARD_JS
+CANVAS_JS = HELP_JS + CLIPS_JS + PAINT_JS + PLAIN_JS + POINT_JS + STAGE_JS + CARD_JS
 
 
 class PointView(ClipView):
     "A view whose points are clips: row i of `rows` is point i."
+    note = traitlets.Unicode("").tag(sync=True)  # what is under way
+    _busy = None
 
     def __init__(self,
         rows: pd.DataFrame,   # clip rows of the points
@@ -259,6 +271,20 @@ class PointView(ClipView):
         twice = rows.clip_id[rows.clip_id.duplicated()]
         if len(twice): raise ValueError(f"clip_id {twice.iloc[0]!r} is there twice: a point for each clip")
         super().__init__(clips, 160, **kw)
+
+    def meanwhile(self, note: str, work, then):
+        "What takes long is done beside the page, which says so and then shows what came of it: then(work())."
+        if self._busy and self._busy.is_alive(): return
+        def run():
+            try: then(work())
+            except Exception as error: self.note = f"{note}: failed ({type(error).__name__}: {error})"
+            else: self.note = ""
+        self.note, self._busy = note, threading.Thread(target=run, daemon=True)
+        self._busy.start()
+
+    def wait(self):
+        "Until nothing is under way."
+        if self._busy: self._busy.join()
 
     def asked(self, msg: dict):
         "A point is pointed at: who it is, then its clip."

@@ -6,6 +6,7 @@
 __all__ = ['ORDERS', 'FILTERS', 'PAGE', 'LOOKS', 'ego_order', 'PairInspector']
 
 # %% ../nbs/12_inspector.ipynb #2d7ea931
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,13 @@ import pandas as pd
 import traitlets
 
 # %% ../nbs/12_inspector.ipynb #86a7588e
-from .verdicts import Review, pair_index, review_order, standing
+from .verdicts import Review, Reviewers, VerdictError, agreement, at_odds, pair_index, review_order
 from .views import pair_grid
-from .widgets import CLIPS_JS, ClipView
+from .widgets import CLIPS_JS, HELP_CSS, HELP_JS, ClipView
 
 # %% ../nbs/12_inspector.ipynb #aaf941ef
 ORDERS = ("most doubtful", "best score", "worst score", "words against pictures", "as in the table")
-FILTERS = ("all", "not judged", "judged", "not mutual", "mutual")
+FILTERS = ("all", "not judged", "judged", "not mutual", "mutual", "in conflict", "judged by others only")
 
 
 def ego_order(
@@ -39,6 +40,7 @@ def ego_order(
 # %% ../nbs/12_inspector.ipynb #bcf7b69d
 PAGE = """
 const KEYS = {a: 'accept', r: 'reject', u: 'unsure'};
+const HELP = 'a r u: accept, reject, unsure · 1 to 9: candidate · z: undo · ← →: back, next · n: note · space: stop or play';
 const el = (tag, cls, text) => {
   const e = document.createElement(tag);
   if (cls) e.className = cls;
@@ -49,20 +51,41 @@ const el = (tag, cls, text) => {
 function render({model, el: root}) {
   const box = el('div', 'vr-inspector'); box.tabIndex = 0;
   box.setAttribute('role', 'group'); box.setAttribute('aria-label', 'pair inspector');
-  const bar = el('div', 'vr-bar'), shots = el('div', 'vr-shots'), foot = el('div', 'vr-foot');
-  box.append(bar, shots, foot); root.append(box);
+  const [bar, who, now, shots, foot] = ['vr-bar', 'vr-bar', 'vr-bar', 'vr-shots', 'vr-foot'].map(c => el('div', c));
+  const save = () => model.save_changes();
+  box.append(bar, who, now, shots, foot); root.append(box);
   const loader = clipLoader(model, box), paint = loader.paint; let videos = [];
   const choice = (label, name, options) => {
     const wrap = el('label', 'vr-choice', label + ' '), select = el('select');
     options.forEach(o => select.append(new Option(o, o))); select.value = model.get(name);
-    select.addEventListener('change', () => { model.set(name, select.value); model.save_changes(); box.focus(); });
+    select.addEventListener('change', () => { model.set(name, select.value); save(); box.focus(); });
     model.on('change:' + name, () => { select.value = model.get(name); });
     wrap.append(select); return wrap; };
-  const search = el('input'); search.type = 'search'; search.placeholder = 'words in a narration';
-  search.setAttribute('aria-label', 'only narrations with these words');
-  search.addEventListener('change', () => { model.set('words', search.value); model.save_changes(); box.focus(); });
+  const input = (type, label, name, get, more) => {   // a field that shows a value of the model and changes it
+    const i = Object.assign(el('input'), {type, value: get(), ...more}); i.setAttribute('aria-label', label);
+    i.addEventListener('keydown', e => { if (['Enter', 'Escape'].includes(e.key)) box.focus(); });   // leaving it is the change
+    model.on('change:' + name, () => { i.value = get(); }); return i; };
+  const words = () => model.get('words'), search = input('search', 'only narrations with these words', 'words', words);
+  search.placeholder = 'words in a narration';
+  search.addEventListener('change', () => { model.set('words', search.value); save(); box.focus(); });
+  const [low, high] = model.get('reach'), scores = [0, 1].map(i => input('number', i ? 'highest score' : 'lowest score', 'between',
+    () => model.get('between')[i], {min: low, max: high, step: .01}));
+  scores.forEach(i => i.addEventListener('change', () => { model.set('between', scores.map(s => +s.value)); save(); }));
+  const range = el('label', 'vr-choice', 'score '); range.append(scores[0], ' to ', scores[1]);
+  const name = input('text', 'reviewer: whose verdicts these are', 'reviewer', () => model.get('reviewer'));
+  name.className = 'vr-name'; name.maxLength = 60;
+  name.addEventListener('change', () => { model.set('reviewer', name.value); save(); box.focus(); });
+  const me = el('label', 'vr-choice', 'reviewer '); me.append(name);
+  const peek = input('checkbox', 'show what others said before I judge', 'peek', () => 'on', {checked: model.get('peek')});
+  peek.addEventListener('change', () => { model.set('peek', peek.checked); save(); box.focus(); });
+  const others = el('label', 'vr-choice', ' others’ verdicts before mine'), agreed = el('span', 'vr-agreed'); others.prepend(peek);
+  agreed.setAttribute('role', 'status');
+  const company = () => { others.hidden = !model.get('company'); agreed.textContent = model.get('agreed'); };
+  model.on('change:company change:agreed', company); company();
   const progress = el('progress'), count = el('span', 'vr-count'); progress.setAttribute('aria-label', 'judged ego clips');
-  bar.append(choice('order', 'order', model.get('orders')), choice('show', 'show', model.get('filters')), search, progress, count);
+  bar.append(choice('order', 'order', model.get('orders')), choice('show', 'show', model.get('filters')),
+    ...(model.get('actions').length ? [choice('action', 'action', ['all', ...model.get('actions')])] : []), range);
+  who.append(search, me, others, keyHelp(box, HELP)); now.append(agreed, progress, count);
 
   const shot = (clip, head, cls) => {
     const card = el('figure', 'vr-shot ' + (cls || '')), video = clipVideo(clip.id, clip.view + ' clip: ' + clip.narration);
@@ -75,9 +98,12 @@ function render({model, el: root}) {
     shots.append(shot(item.ego, 'ego', 'vr-ego'));
     item.candidates.forEach((c, i) => {
       const card = shot(c, (i + 1) + ' · exo', (i === model.get('chosen') ? 'vr-chosen ' : '') + (c.verdict ? 'vr-' + c.verdict : ''));
-      card.addEventListener('click', () => { model.set('chosen', i); model.save_changes(); });
+      card.addEventListener('click', () => { model.set('chosen', i); save(); });
+      if (i === model.get('chosen')) card.setAttribute('aria-current', 'true');
       const said = el('p', 'vr-said', c.verdict ? 'judged: ' + c.verdict : '');
-      card.querySelector('figcaption').append(el('p', 'vr-scores', c.scores), el('p', 'vr-why', c.why), said);
+      card.querySelector('figcaption').append(el('p', 'vr-scores', c.scores), el('p', 'vr-why', c.why), said,
+        ...c.others.map(([n, v, note]) => el('p', 'vr-other vr-says-' + v, n + ': ' + v + (note ? ' (' + note + ')' : ''))),
+        ...(c.hidden ? [el('p', 'vr-other', 'judged by others; shown when you have')] : []));
       shots.append(card); });
     const note = el('input'); note.placeholder = 'note (n)'; note.value = ''; note.setAttribute('aria-label', 'note on this pair');
     note.addEventListener('keydown', e => { if (e.key === 'Enter' || e.key === 'Escape') box.focus(); e.stopPropagation(); });
@@ -86,7 +112,8 @@ function render({model, el: root}) {
       const b = el('button', KEYS[key] ? 'vr-do-' + word : '', word + (key.length > 1 ? '' : ' (' + key + ')'));
       b.addEventListener('click', () => { act(key); box.focus(); });
       buttons.append(b); });
-    foot.append(buttons, note, el('span', 'vr-status', model.get('status')));
+    const status = el('span', 'vr-status', model.get('status')); status.setAttribute('role', 'status');
+    foot.append(buttons, note, status);
     videos = [...box.querySelectorAll('video')]; together(); };
   const together = () => { const first = videos[0]; if (!first) return;   // candidates follow the ego clip's clock
     first.addEventListener('timeupdate', () => videos.slice(1).forEach(v => {
@@ -101,7 +128,7 @@ function render({model, el: root}) {
     else if (key === 'ArrowLeft') model.send({move: -1});
     else if (key === 'n' && note) note.focus();
     else if (key === ' ') videos.forEach(v => v.paused ? v.play() : v.pause());
-    else if (/^[1-9]$/.test(key) && +key <= model.get('item').candidates.length) { model.set('chosen', +key - 1); model.save_changes(); }
+    else if (/^[1-9]$/.test(key) && +key <= model.get('item').candidates.length) { model.set('chosen', +key - 1); save(); }
     else return false;
     return true; };
   box.addEventListener('keydown', e => {
@@ -122,54 +149,101 @@ LOOKS = """
 .vr-inspector :is(select,input,button){border:1px solid #8888;border-radius:5px;padding:3px 8px}
 .vr-inspector option{color:#111;background:#fff}
 .vr-inspector button{cursor:pointer}.vr-inspector :is(select,input,button):focus-visible{outline:3px solid #56B4E9}
-.vr-bar progress{flex:1;min-width:80px}.vr-shots{display:flex;gap:10px;margin:8px 0;overflow-x:auto;align-items:flex-start}
+.vr-bar progress{flex:1;min-width:80px;accent-color:#0072B2}.vr-bar+.vr-bar{margin-top:6px}.vr-bar [hidden]{display:none}
+.vr-inspector [type=number]{width:4.6em}.vr-inspector .vr-name{width:9em}.vr-inspector [type=search]{flex:1;min-width:150px}
+.vr-choice{white-space:nowrap}.vr-agreed:not(:empty){padding:1px 8px;border-radius:5px;background:#56B4E922}
+.vr-shots{display:flex;gap:10px;margin:8px 0;overflow-x:auto;align-items:flex-start}
 .vr-shot{margin:0;padding:6px;width:230px;flex:0 0 230px;border:2px solid transparent;border-radius:8px;box-sizing:border-box}
 .vr-shot:not(.vr-ego){cursor:pointer}
 .vr-shot video,.vr-broken{width:100%;aspect-ratio:1;object-fit:cover;border-radius:5px;display:block;background:#8882}
 .vr-broken{font-size:11px;overflow:auto;padding:6px;box-sizing:border-box}.vr-chosen{border-color:#0072B2}
 .vr-shot p{margin:3px 0}.vr-scores{font-variant-numeric:tabular-nums}.vr-why{font-style:italic}.vr-said{font-weight:600}
-.vr-accept .vr-said{color:#009E73}.vr-reject .vr-said{color:#D55E00}.vr-unsure .vr-said{color:#888}
+.vr-shot .vr-other{padding:1px 6px;border-left:4px solid #8888}
+.vr-shot .vr-says-accept{border-color:#009E73}.vr-shot .vr-says-reject{border-color:#D55E00}
+.vr-accept .vr-said::before{content:'✓ ';color:#009E73}.vr-reject .vr-said::before{content:'✗ ';color:#D55E00}
 .vr-do-accept{border-color:#009E73!important}.vr-do-reject{border-color:#D55E00!important}.vr-foot input{flex:1;min-width:120px}
 """
 
-
+# %% ../nbs/12_inspector.ipynb #3a55ba74
 class PairInspector(ClipView):
     "Ego clips with their candidates, judged by key; the log is on disk before the next pair is shown."
-    _esm, _css = CLIPS_JS + PAGE, LOOKS
+    _esm, _css = HELP_JS + CLIPS_JS + PAGE, HELP_CSS + LOOKS
     item = traitlets.Dict().tag(sync=True)
     chosen = traitlets.Int(0).tag(sync=True)
     order = traitlets.Unicode(ORDERS[0]).tag(sync=True)
     show = traitlets.Unicode(FILTERS[0]).tag(sync=True)
-    words = traitlets.Unicode("").tag(sync=True)
-    status = traitlets.Unicode("").tag(sync=True)
+    words, status, agreed, reviewer = (traitlets.Unicode("").tag(sync=True) for _ in range(4))
+    action, actions = traitlets.Unicode("all").tag(sync=True), traitlets.List().tag(sync=True)
+    reach, between = traitlets.List().tag(sync=True), traitlets.List().tag(sync=True)  # of scores: there are, are shown
+    peek, company = traitlets.Bool(False).tag(sync=True), traitlets.Bool(False).tag(sync=True)
     orders, filters = traitlets.List(list(ORDERS)).tag(sync=True), traitlets.List(list(FILTERS)).tag(sync=True)
 
     def __init__(self,
         pairs: pd.DataFrame,                        # as `match` returns them
         clips: pd.DataFrame,                        # clip table that knows its root
         verdicts: str | Path = "verdicts.parquet",  # the log; continued if it is there
-        reviewer: str = "reviewer 1",
+        reviewer: str = "reviewer 1",               # whose verdicts are written; can be changed on the page
         alone: dict | None = None,                  # name -> pairs that one witness alone would have made
         most: int = 6,                              # candidates shown of an ego clip
+        others=(),                                  # paths of other reviewers' logs
     ):
         self.pairs, self.review, self.most = pairs.reset_index(drop=True), Review(verdicts, reviewer), most
         self.of_ego = self.pairs.groupby("ego", sort=False).indices
         self.mutual = self.pairs[self.pairs["rank"] == 1].set_index("ego").mutual
         self.alone = {name: set(pair_index(p[p["rank"] == 1])) for name, p in (alone or {}).items()}
-        self.at, self.judged = 0, {}
-        for v in standing(self.review.log).itertuples():
-            if v.reviewer == reviewer: self.judged[v.ego, v.exo] = v.verdict
-        super().__init__(clips)
+        self.all, self.at = Reviewers(self.review, others), 0
+        score = self.pairs.score.dropna().astype(float)
+        reach = [math.floor(100 * score.min()) / 100, math.ceil(100 * score.max()) / 100] if len(score) else [0., 1.]
+        label = clips.label[clips.clip_id.isin(self.of_ego)].dropna() if "label" in clips else pd.Series(dtype=str)
+        super().__init__(clips, reviewer=reviewer, reach=reach, between=reach, actions=sorted(set(label.astype(str))))
+        self._hear_all()
         self._arrange()
-        self.observe(lambda change: self._arrange(), ["order", "show", "words"])
+        self.observe(lambda change: self._arrange(), ["order", "show", "words", "action", "between", "peek"])
+        self.observe(lambda change: self._rename(change["old"]), "reviewer")
+
+    def _hear_all(self):
+        "What stands now: by whom, and by this reviewer; and how far this one agrees with each other."
+        me, self.said = self.reviewer, self.all.said()
+        self.judged = {pair: words[me][0] for pair, words in self.said.items() if me in words}
+        self.company = any(set(words) - {me} for words in self.said.values())
+        self._agree()
+
+    def _agree(self):
+        table, said = agreement(self.all.log()) if self.company else (), []
+        for r in table.itertuples() if self.company else ():
+            if self.reviewer not in (r.first, r.second): continue
+            kappa = "not defined" if np.isnan(r.kappa) else f"{r.kappa:.2f}"
+            said.append(f"with {r.second if r.first == self.reviewer else r.first}: {r.both} judged by both, {r.same} the same, κ {kappa}")
+        self.agreed = " · ".join(said)
+
+    def _rename(self, old: str):
+        "Another reviewer sits down; a blank name is none."
+        name = self.reviewer.strip()
+        if not name: self.reviewer = old; return
+        if name != self.reviewer: self.reviewer = name; return
+        self.review.reviewer, self.status = name, f"verdicts are {name}’s"
+        self.all.read()
+        self._hear_all()
+        self._arrange()
+
+    def _open(self, pair) -> bool:
+        "Whether what others said of a pair may be shown."
+        return self.peek or pair in self.judged
+
+    def _odds(self, pair) -> bool:
+        return self._open(pair) and at_odds(v for v, _ in self.said.get(pair, {}).values())
 
     def _arrange(self):
         "The list of ego clips to page through."
         rows = ego_order(self.pairs, self.order)
         egos = self.pairs.ego.iloc[rows]
         judged, mutual = egos.isin({e for e, _ in self.judged}).to_numpy(), self.mutual.reindex(egos).to_numpy(bool)
-        every = np.ones(len(rows), bool)
-        fits = {"all": every, "judged": judged, "not judged": ~judged, "mutual": mutual, "not mutual": ~mutual}[self.show]
+        def some(of): return egos.isin({pair[0] for pair in self.said if of(pair)}).to_numpy()
+        def alone(pair): return self.reviewer not in self.said[pair]
+        known = {"all": np.ones(len(rows), bool), "judged": judged, "not judged": ~judged, "mutual": mutual, "not mutual": ~mutual}
+        fits = known[self.show] if self.show in known else some(self._odds if self.show == "in conflict" else alone)
+        if self.between != self.reach: fits = fits & self.pairs.score.iloc[rows].between(*self.between).to_numpy()
+        if self.action != "all": fits = fits & egos.isin(self.clips.clip_id[self.clips.label == self.action]).to_numpy()
         if self.words.strip():
             told = self.clips.narration.str.contains(self.words.strip(), case=False, regex=False, na=False)
             fits = fits & egos.isin(self.clips.clip_id[told]).to_numpy()
@@ -178,7 +252,11 @@ class PairInspector(ClipView):
         self._go(0)
 
     def _go(self, at: int):
-        "Show the ego clip at this place of the list."
+        "Show the ego clip at this place of the list; what others said since then comes with it."
+        try:
+            if self.all.read(): self._hear_all()
+        except (OSError, VerdictError) as error:
+            if str(error) not in self.status: self.status = " · ".join(filter(None, (self.status, str(error))))
         self.at = max(0, min(at, len(self.rows) - 1))
         judged = len({e for e, _ in self.judged})
         total = len(self.of_ego)
@@ -187,17 +265,24 @@ class PairInspector(ClipView):
             return
         ego = self.pairs.ego[self.rows[self.at]]
         here = self.of_ego[ego][:self.most]
-        first = int(np.flatnonzero(here == self.rows[self.at])[0]) if self.rows[self.at] in here else 0
-        self.chosen = first
+        doubted = [i for i, r in enumerate(here) if self.show == "in conflict" and self._odds(self._pair(r))]
+        self.chosen = (doubted or np.flatnonzero(here == self.rows[self.at]).tolist() or [0])[0]
         self.item = dict(ego=self.about(ego), candidates=[self._candidate(r) for r in here], total=total, judged=judged,
                          text=f"{self.at + 1} of {len(self.rows)} · {judged} of {total} judged")
         self.tell()
 
+    def _pair(self, row: int) -> tuple: return self.pairs.ego[row], self.pairs.exo[row]
+
+    def _others(self, pair) -> list:  # [[reviewer, verdict, note], ...]
+        return [[name, *what] for name, what in self.said.get(pair, {}).items() if name != self.reviewer]
+
     def _candidate(self, row: int) -> dict:
-        p = self.pairs.iloc[row]
+        p, pair = self.pairs.iloc[row], self._pair(row)
+        others, shown = self._others(pair), self._open(pair)
         why = [name for name, chosen in self.alone.items() if (p.ego, p.exo) in chosen] + (["mutual nearest"] if p.mutual else [])
         return self.about(p.exo) | dict(scores=f"both {p.score:.2f} · visual {p.visual:.2f} · text {p.text:.2f}",
-                                        why="chosen by " + ", ".join(why) if why else "", verdict=self.judged.get((p.ego, p.exo), ""))
+                                        why="chosen by " + ", ".join(why) if why else "", verdict=self.judged.get(pair, ""),
+                                        others=others if shown else [], hidden=bool(others) and not shown)
 
     def asked(self, msg: dict):
         "Keys, as messages."
@@ -215,14 +300,17 @@ class PairInspector(ClipView):
             self.status = f"not saved: {error}"
             return
         self.judged[ego, exo] = verdict
-        self.status = f"saved: {verdict}"
+        self.said.setdefault((ego, exo), {})[self.reviewer] = verdict, note
+        self._agree()
+        against = [f"{name} said {what}" for name, what, _ in self._others((ego, exo)) if at_odds((what, verdict))]
+        self.status = " · ".join([f"saved: {verdict}", *against])
         self._go(self.at + 1)
 
     def undo(self):
         "Take the last verdict back and show its pair."
         taken = self.review.undo()
         if taken is None: self.status = "nothing to undo"; return
-        self.judged.pop(taken, None)
+        self._hear_all()
         self.status = "undone"
         at = np.flatnonzero(self.pairs.ego.to_numpy()[self.rows] == taken[0])
         self._go(int(at[0]) if len(at) else self.at)

@@ -93,11 +93,12 @@ def map_svg(
 
 # %% ../nbs/12_maps.ipynb #8f3801c3
 MAP_JS = """
+const HELP = 'm: move · l: lasso · b: box · shift: adds to the choice · Esc: none · arrows + -: move, zoom · 0: all · p: pairs';
 function render({model, el: root}) {
   const box = el('div', 'vr-map'), bar = el('div', 'vr-bar'), heads = el('div', 'vr-heads'), stage = el('div', 'vr-stage');
-  const legend = el('div', 'vr-legend'), count = el('span', 'vr-count');
+  const legend = el('div', 'vr-legend'), count = el('span', 'vr-count'), note = el('span', 'vr-note');
   box.tabIndex = 0; box.setAttribute('role', 'group'); box.setAttribute('aria-label', 'embedding map');
-  count.setAttribute('aria-live', 'polite'); stage.setAttribute('role', 'img');
+  count.setAttribute('aria-live', 'polite'); note.setAttribute('role', 'status'); stage.setAttribute('role', 'img');
   box.append(bar, heads, stage, legend); root.append(box);
   const loader = clipLoader(model, box);
 
@@ -134,7 +135,7 @@ function render({model, el: root}) {
   [['pan', 'move (m)'], ['lasso', 'lasso (l)'], ['box', 'box (b)']].forEach(([name, word]) => {
     const b = modes[name] = el('button', '', word);
     b.addEventListener('click', () => { mode(name); box.focus(); }); bar.append(b); });
-  const pairs = el('button', '', 'pairs (p)'); bar.append(pairs, count);
+  const pairs = el('button', '', 'pairs (p)'); bar.append(pairs, note, count, keyHelp(box, HELP));
   const lines = on => { map.lines = on; pairs.setAttribute('aria-pressed', on); map.draw(); };
   pairs.addEventListener('click', () => { lines(!map.lines); box.focus(); });
   const act = key => { if (key === 'Escape') choose([]);
@@ -149,6 +150,7 @@ function render({model, el: root}) {
   stage.addEventListener('pointerdown', () => box.focus({preventScroll: true}));
   const titles = () => { heads.replaceChildren(...model.get('titles').map(t => el('span', '', t)));
     stage.setAttribute('aria-label', 'points of ' + model.get('titles').join(' and ')); };
+  const said = () => { note.textContent = model.get('note'); }; model.on('change:note', said); said();
   model.on('change:titles', titles); model.on('change:places', points); model.on('change:chosen', chosen);
   model.on('change:codes change:legend', () => { points(); names(); });
   titles(); points(); names(); map.join(listOf(Uint32Array, model.get('ends'))); chosen();
@@ -193,10 +195,15 @@ class EmbeddingMap(PointView):
         self.observe(lambda change: self.tell(), "chosen")
 
     def _lay(self):
-        "Positions by the method that is set; each is computed once."
-        if self.method not in self._flat:
-            self._flat[self.method] = [flatten(z, self.method, self.seed) for z in self.spaces.values()]
-        self.places = np.concatenate([np.empty((0, 2), np.float32), *self._flat[self.method]]).tobytes()
+        "Positions by the method that is set, each computed once; until UMAP has them, by principal components."
+        def flat(method): return [flatten(z, method, self.seed) for z in self.spaces.values()]
+        def laid(places): self._flat["umap"] = places; self._lay()
+        first = "pca" if self.methods else self.method
+        if first not in self._flat: self._flat[first] = flat(first)
+        if self.method not in self._flat: self.meanwhile("UMAP is on its way; until then, principal components", lambda: flat("umap"), laid)
+        self.places = np.concatenate([np.empty((0, 2), np.float32), *self._now()]).tobytes()
+
+    def _now(self) -> list: return self._flat.get(self.method) or self._flat["pca"]
 
     def _ink(self):
         codes, legend = colour_codes(self.rows[COLOURS[self.colour]])
@@ -221,7 +228,8 @@ class EmbeddingMap(PointView):
         self.chosen = np.unique(rows[rows >= 0]).astype(np.uint32).tobytes()
 
     def static(self) -> str:
-        "HTML for documents: the maps as they are now, colours and choice included."
+        "HTML for documents: the maps, colours and choice included; waits for UMAP."
+        self.wait()
         codes, ego = (np.frombuffer(b, np.uint8) for b in (self.codes, self.shapes))
         chosen = np.frombuffer(self.chosen, np.uint32)
-        return map_svg(self._flat[self.method], self.titles, codes, self.legend, ego > 0, chosen)
+        return map_svg(self._now(), self.titles, codes, self.legend, ego > 0, chosen)

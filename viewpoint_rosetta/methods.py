@@ -219,11 +219,11 @@ def sum_l_objective(
     return objective
 
 # %% ../nbs/10_methods.ipynb #7d033b5e
-def train_phi(bank, clips, s: LineSettings = LineSettings(), seed: int = 0, folder=None, progress: bool = True) -> DualEncoder:
-    "f_phi: video-text contrast on all narrated training clips; frozen afterwards."
+def train_phi(bank, clips, s: LineSettings = LineSettings(), seed: int = 0, folder=None, progress: bool = True, watch=None) -> DualEncoder:
+    "f_phi: video-text contrast on all narrated training clips; frozen afterwards. `watch` is told of each step, as by `fit`."
     model = _fresh(s, bank, seed)
     rows = bank.rows(present(pool(clips, "train"), bank))
-    model.history = fit(model, text_objective(bank, rows, s.phi.batch, seed), s.phi, seed, folder, progress)
+    model.history = fit(model, text_objective(bank, rows, s.phi.batch, seed), s.phi, seed, folder, progress, watch=watch)
     return model
 
 
@@ -335,12 +335,13 @@ def train_method(
     folder: str | Path | None = None,  # checkpoints; a killed run goes on from there
     progress: bool = True,
     pairs: pd.DataFrame | None = None,  # pseudo-pairs to use instead of the method's own, e.g. reviewed ones
+    watch=None,                 # (history row, model) -> None, told of each step; `Monitor.watch` of `12_monitor`
 ):                              # what `embed` takes
     "Train one row of the table: same start, same clips a step, same number of steps for all."
     if name not in METHODS: raise ValueError(f"no method {name!r}; there are: {', '.join(METHODS)}")
     m = METHODS[name]
     if name == "frozen": return "frozen"
-    if name == "LaViLa*": return phi if phi != "given" else train_phi(bank, hide_truth(clips), s, seed, folder, progress)
+    if name == "LaViLa*": return phi if phi != "given" else train_phi(bank, hide_truth(clips), s, seed, folder, progress, watch)
     if phi == "given" and s.init == "phi":
         raise ValueError("init='phi' starts from f_phi's weights, but here only its vectors are given: set init='scratch'")
     truth, clips = clips, hide_truth(clips)
@@ -354,5 +355,5 @@ def train_method(
     else: objective = pair_objective(bank, real, pairs, m, s, seed, rst, phi)
     model = _fresh(s, bank, seed, phi)
     if s.init == "phi": model.load_state_dict(phi.state_dict())
-    model.history = fit(model, objective, s.train, seed, folder, progress, about=dict(method=name))
+    model.history = fit(model, objective, s.train, seed, folder, progress, about=dict(method=name), watch=watch)
     return model

@@ -48,10 +48,10 @@ def panels(columns) -> dict:  # {title: its columns}
 
 # %% ../nbs/12_monitor.ipynb #b04afbf4
 INKS = (("#0072B2", ""), ("#D55E00", "6 3"), ("#009E73", "2 2"), ("#CC79A7", "8 3 2 3"), ("#E69F00", "4 4"), ("#56B4E9", "1 3"))
-WIDE, HIGH, INNER = 312, 168, (44, 24, 196, 116)  # of a panel; x, y, width and height of its plot
+WIDE, HIGH, INNER = 312, 168, (44, 24, 172, 116)  # of a panel; x, y, width and height of its plot
 
 
-def _labels(ends: list) -> list:  # [(y, name, ink)] -> the same, at least 12 apart
+def _labels(ends: list) -> list:  # [(y, name, line)] -> the same, at least 12 apart
     ends, last = sorted(ends), -99.
     for i, (y, *rest) in enumerate(ends): ends[i] = (last := max(y, last + 12), *rest)
     return ends
@@ -79,9 +79,9 @@ def _panel(title, columns, mean, low, high, first, last) -> str:
         out.append(f'<polygon points="{band}" fill="{ink}" opacity=".15"/>'
                    f'<polyline points="{join(xs, m)}" fill="none" stroke="{ink}" stroke-width="1.8" stroke-dasharray="{dash}"/>')
         if ok.sum() == 1: out.append(f'<circle cx="{xs[0]:.1f}" cy="{m[0]:.1f}" r="3" fill="{ink}"/>')
-        ends.append((float(m[-1]), c, ink))
-    out += [f'<text x="{x0 + w + 5}" y="{y + 4:.1f}" stroke="{ink}" stroke-width=".35" fill="{ink}">{escape(c)}</text>'
-            for y, c, ink in _labels(ends)]
+        ends.append((float(m[-1]), c, f'stroke="{ink}" stroke-width="3" stroke-dasharray="{dash}"'))
+    out += [f'<path d="M{x0 + w + 4} {y:.1f}h10" {line}/><text x="{x0 + w + 17}" y="{y + 4:.1f}">{escape(c)}</text>'
+            for y, c, line in _labels(ends)]
     ticks = f'<text x="{x0}" y="{y0 + h + 15}">{first}</text><text x="{x0 + w}" y="{y0 + h + 15}" text-anchor="end">step {last}</text>'
     return "".join(out) + ticks
 
@@ -190,7 +190,8 @@ function render({model, el: root}) {
       if (at >= 0 && at < steps.length) g.append(mark({x: across(steps[at]), width: 1, ...tall})); });
     clear.disabled = !brush.length;
     clear.textContent = brush.length ? 'steps ' + brush[0] + ' to ' + brush[1] + ' chosen; clear' : 'no steps chosen';
-    said.textContent = at >= 0 && at < steps.length ? model.get('readings')[at] : 'drag over the curves to choose steps'; };
+    said.textContent = at >= 0 && at < steps.length ? model.get('readings')[at]
+      : 'drag over the curves, or ← → with Shift, to choose steps'; };
   const draw = () => { plot.innerHTML = model.get('svg'); state.textContent = model.get('status'); over(); };
   const choose = (...is) => {                                 // readings by their place; none: no steps
     model.set('brush', is.length ? [model.get('steps')[Math.min(...is)], model.get('ends')[Math.max(...is)]] : []);
@@ -233,7 +234,7 @@ LOOKS = """
 
 # %% ../nbs/12_monitor.ipynb #87afae03
 class Monitor(View):
-    "A training as it goes; `fit(watch=monitor.watch)`, or `Monitor.follow(folder)` for one in another process."
+    "A training as it goes; `fit(watch=monitor)`, or `Monitor.follow(folder)` for one in another process."
     _esm, _css = PAGE, LOOKS
     svg, status = traitlets.Unicode("").tag(sync=True), traitlets.Unicode("").tag(sync=True)
     steps, ends, readings, brush = (traitlets.List().tag(sync=True) for _ in range(4))  # first and last step of each mean
@@ -269,6 +270,8 @@ class Monitor(View):
             except Exception as error: self.trouble = f" · validation failed: {type(error).__name__}: {error}"
         self.add([row])
         self._start()
+
+    __call__ = watch
 
     def add(self, rows: list):
         "Rows of a history; a training that began again further back takes its later rows with it."

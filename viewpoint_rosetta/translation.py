@@ -6,6 +6,8 @@
 __all__ = ['WALK_JS', 'WALK_CSS', 'walk', 'unit', 'near_clips', 'Translation']
 
 # %% ../nbs/12_translation.ipynb #aed1f5cd
+import threading
+
 import numpy as np
 import pandas as pd
 import torch
@@ -14,7 +16,7 @@ import traitlets
 # %% ../nbs/12_translation.ipynb #e6ed0124
 from .canvas import CANVAS_CSS, CANVAS_JS, PointView
 from .clips import sync_pairs
-from .maps import flatten
+from .maps import METHODS, flatten
 from .views import place, rst_path
 
 # %% ../nbs/12_translation.ipynb #e44d1d88
@@ -57,18 +59,20 @@ def near_clips(
 # %% ../nbs/12_translation.ipynb #6f1bd182
 WALK_JS = """
 const MARKS = {identity: ['×', '#D55E00'], ridge: ['■', '#CC79A7'], truth: ['★', '#009E73']};
+const HELP = 'space: play · , .: one step · Home End: noise, answer · b n: ego clip · arrows + -: move, zoom · 0: all';
 function render({model, el: root}) {
   const box = el('div', 'vr-map vr-walk'), bar = el('div', 'vr-bar'), stage = el('div', 'vr-stage'), steps = el('div', 'vr-bar');
-  const told = el('span', 'vr-count'), shots = el('div', 'vr-near'), legend = el('div', 'vr-legend');
+  const told = el('span', 'vr-count'), note = el('span', 'vr-note'), shots = el('div', 'vr-near'), legend = el('div', 'vr-legend');
   box.tabIndex = 0; box.setAttribute('role', 'group'); box.setAttribute('aria-label', 'translation, step by step');
   stage.setAttribute('role', 'img'); stage.setAttribute('aria-label', 'map of exo clips with the walk of the samples');
   box.append(bar, stage, steps, shots, legend); root.append(box);
   const loader = clipLoader(model, box); let now = 0, timer = 0, path = new Float32Array();
   const item = () => model.get('item'), last = () => (item().steps || []).length - 1;
+  const ink = () => getComputedStyle(box).color.match(/[0-9]+/)[0] > 127 ? '#56B4E9' : '#0072B2';   // bright text: a dark page
   const above = (pen, spot) => { const k = last() + 1, S = k ? path.length / 2 / k : 0, marks = item().marks || {};   // path: (S, k, 2)
     for (let s = 0; s < S; s++) { const p = j => spot(path[2 * (s * k + j)], path[2 * (s * k + j) + 1]);
-      pen.strokeStyle = pen.fillStyle = '#0072B2'; pen.lineWidth = 1.5;
-      for (let j = 1; j <= now; j++) { 
+      pen.strokeStyle = pen.fillStyle = ink(); pen.lineWidth = 1.5;
+      for (let j = 1; j <= now; j++) {
         pen.globalAlpha = .15 + .6 * j / k; pen.beginPath(); pen.moveTo(...p(j - 1)); pen.lineTo(...p(j)); pen.stroke(); }
       pen.globalAlpha = 1; pen.beginPath(); pen.arc(...p(now), 5, 0, 7); pen.fill(); }
     pen.font = 'bold 20px sans-serif'; pen.textAlign = 'center'; pen.textBaseline = 'middle';
@@ -79,7 +83,7 @@ function render({model, el: root}) {
   stage.dataset.mode = 'pan'; map.lines = false;
 
   const shot = (clip, head) => { const f = el('figure'), video = clipVideo(clip.id, head + ': ' + clip.narration);
-    f.append(video, el('b', '', head), el('p', '', clip.narration || 'no narration')); 
+    f.append(video, el('b', '', head), el('p', '', clip.narration || 'no narration'));
     f.title = clip.about; loader.paint(clip.id, video); return f; };
   const kept = new Map(), cards = [];
   const put = list => { const seen = new Set();   // figures that stay keep playing
@@ -105,7 +109,6 @@ function render({model, el: root}) {
     timer = setInterval(() => { if (now >= last()) stop(); else { now++; show(); } }, 500); show(); };
   const go = step => { stop(); now = step; show(); };
   const button = (text, f, to) => { const b = el('button', '', text);
-    
     b.addEventListener('click', () => { f(); box.focus(); }); to.append(b); return b; };
   const move = by => model.send({move: by});
   const list = el('select'); list.setAttribute('aria-label', 'ego clip');
@@ -122,10 +125,12 @@ function render({model, el: root}) {
   const play = button('play (space)', () => timer ? stop() : start(), steps), slide = el('input'), word = el('span', 'vr-step');
   Object.assign(slide, {type: 'range', min: 0, value: 0}); slide.setAttribute('aria-label', 'step shown');
   slide.addEventListener('input', () => go(+slide.value));
-  steps.append(slide, word, told);
+  steps.append(slide, word, told); bar.append(note, keyHelp(box, HELP)); note.setAttribute('role', 'status');
+  const said = () => { note.textContent = model.get('note'); }; model.on('change:note', said); said();
   legend.append(el('span', '', '● samples'), el('span', '', '◆ exo clips'),
     ...Object.entries(MARKS).filter(([name]) => name in item().marks)
-      .map(([name, [sign, ink]]) => { const s = el('span', '', sign + ' ' + name); s.style.color = ink; return s; }));
+      .map(([name, [sign, ink]]) => { const s = el('span'), b = el('b', '', sign);
+        b.style.color = ink; s.append(b, ' ' + name); return s; }));
   const act = key => { if (key === ' ') timer ? stop() : start();
     else if (key === 'n') move(1);
     else if (key === 'b') move(-1);
@@ -135,16 +140,19 @@ function render({model, el: root}) {
     else if (key === 'End') go(last());
     else return map.key(key);
     return true; };
-  box.addEventListener('keydown', e => { 
+  box.addEventListener('keydown', e => {
     if (e.ctrlKey || e.metaKey || e.altKey || ['SELECT', 'INPUT', 'BUTTON'].includes(e.target.tagName)) return;
     if (act(e.key)) { e.preventDefault(); e.stopPropagation(); } });
   stage.addEventListener('pointerdown', () => box.focus({preventScroll: true}));
   const points = () => { const xy = listOf(Float32Array, model.get('places')), looks = new Uint8Array(2 * xy.length);
     for (let i = 0; i < looks.length; i += 4) looks.set([230, 159, 0, 0], i);
     map.points([xy], looks); };
-  const fresh = () => { path = listOf(Float32Array, model.get('path')); kept.clear(); shots.replaceChildren();
-    list.value = item().at; now = last(); stop(); show(); };
-  model.on('change:item', fresh); points(); fresh(); box.vrStage = map;
+  let is = '';
+  const fresh = () => { path = listOf(Float32Array, model.get('path')); const {at, samples} = item(), was = is;
+    is = [at, samples, last()].join();
+    if (is !== was) { kept.clear(); shots.replaceChildren(); now = last(); stop(); }   // else the same walk on another map
+    list.value = at; show(); };
+  model.on('change:item', fresh); model.on('change:places', points); points(); fresh(); box.vrStage = map;
   return () => { stop(); loader.free(); map.free(); card.free(); };
 }
 export default {render};
@@ -182,19 +190,36 @@ class Translation(PointView):
         self.z_exo = unit(np.asarray(z_exo, np.float32))
         same = self.z_ego.shape[1] == self.z_exo.shape[1]
         self.others = {k: np.asarray(z) for k, z in dict(identity=self.z_ego if same else None, ridge=ridge).items() if z is not None}
-        self.xy, self.at = flatten(self.z_exo, method, seed), 0
+        self.xy, self.at, self._lock = flatten(self.z_exo, "pca", seed), 0, threading.Lock()
         super().__init__(exo, clips, places=self.xy.tobytes())
         twins = sync_pairs(clips)
         twins = twins[twins.exo.isin(self.row.index)]
         self.truth = {e: self.row[list(x)].tolist() for e, x in twins.groupby("ego").exo}
         self.names = [f"{c.clip_id}: {c.narration if isinstance(c.narration, str) else 'no narration'}" for c in self.ego.itertuples()]
         self.go(0)
+        if method not in METHODS: raise ValueError(f"method is {method!r}: expected one of {', '.join(METHODS)}")
+        if method == "umap" and self.z_exo.shape[1] > 2:
+            self.meanwhile("UMAP is on its way; until then, principal components", lambda: flatten(self.z_exo, method, seed), self._laid)
         self.observe(lambda change: self.go(self.at), ["steps", "samples"])
 
     def go(self, at: int):
         "Translate the ego clip at this position."
-        self.at = max(0, min(int(at), len(self.ego) - 1))
-        ego, z = self.ego.clip_id[self.at], walk(self.translator, self.z_ego[self.at], self.steps, self.samples, self.seed)
+        at = max(0, min(int(at), len(self.ego) - 1))
+        walked = walk(self.translator, self.z_ego[at], self.steps, self.samples, self.seed)
+        with self._lock:
+            self.at, self.walked = at, walked
+            self._put()
+        self.tell()
+
+    def _laid(self, xy):
+        "Another map, the same walk."
+        with self._lock, self.hold_sync():
+            self.xy, self.places = xy, xy.tobytes()
+            self._put()
+
+    def _put(self):
+        "The walk, on the map as it is."
+        ego, z = self.ego.clip_id[self.at], self.walked
         truth = self.truth.get(ego, [])
         ends = np.concatenate([z.swapaxes(0, 1).reshape(-1, z.shape[-1]), *(o[self.at:self.at + 1] for o in self.others.values())])
         spots = place(ends, self.z_exo, self.xy, min(5, len(self.xy)))[0].astype(np.float32)
@@ -207,8 +232,6 @@ class Translation(PointView):
             self.item = dict(ego=self.about(ego), at=self.at, samples=self.samples, steps=steps, marks=marks,
                              truth=truth[0] if truth else None, fixed={k: [n[0], n[2]] for k, n in fixed.items()},
                              who={str(r): self.about(self.rows.clip_id[r]) for r in rows})
-        self.walked = z
-        self.tell()
 
     def asked(self, msg: dict):
         "Keys, the list, and points."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'UNDONE', 'COLUMNS', 'doubt', 'review_order', 'pair_index', 'VerdictError', 'read_verdicts', 'Review',
-           'standing', 'merge_verdicts', 'agreement', 'decided', 'reviewed']
+           'standing', 'merge_verdicts', 'agreement', 'Reviewers', 'at_odds', 'decided', 'reviewed']
 
 # %% ../nbs/06_verdicts.ipynb #7bd2da58
 from datetime import datetime, timezone
@@ -122,11 +122,51 @@ def agreement(verdicts: pd.DataFrame) -> pd.DataFrame:  # one row for two review
             rows.append(dict(first=one, second=two, both=len(x), same=int((x[one] == x[two]).sum()), kappa=kappa))
     return pd.DataFrame(rows, columns=["first", "second", "both", "same", "kappa"])
 
+# %% ../nbs/06_verdicts.ipynb #3b0a0ebc
+class Reviewers:
+    "One's own log beside what others said, in the same log or in files of theirs, which are read again when they change."
+
+    def __init__(self,
+        review: Review,  # one's own
+        others=(),       # paths of verdict files; one that is not there yet holds nothing
+    ):
+        self.review, self.paths = review, [p for p in map(Path, others) if p.resolve() != review.path.resolve()]
+        self._theirs, self._stamp = [], None
+        self.read()
+
+    def read(self) -> bool:  # whether anything changed; VerdictError for a file that is no log
+        "Look at the others' files."
+        stamp = self.review.reviewer, *(p.stat().st_mtime_ns if p.exists() else 0 for p in self.paths)
+        if stamp == self._stamp: return False
+        taken, theirs = {*self.review.log.reviewer, self.review.reviewer}, []
+        for path in self.paths:
+            log = read_verdicts(path)
+            here = {name: f"{name} in {path.parent.name}/{path.name}" if name in taken else name for name in log.reviewer.unique()}
+            theirs.append(log.assign(reviewer=log.reviewer.map(here)))
+            taken |= set(here.values())
+        self._stamp, self._theirs = stamp, theirs
+        return True
+
+    def log(self) -> pd.DataFrame:
+        "All logs as one."
+        return merge_verdicts(self.review.log, *self._theirs)
+
+    def said(self) -> dict:  # {(ego, exo): {reviewer: (verdict, note)}}
+        "What stands, pair by pair."
+        words = {}
+        for v in standing(self.log()).itertuples(): words.setdefault((v.ego, v.exo), {})[v.reviewer] = v.verdict, v.note
+        return words
+
 # %% ../nbs/06_verdicts.ipynb #9f126b12
+def at_odds(words) -> bool:  # verdicts of one pair
+    "Whether one accepts what another rejects."
+    return {"accept", "reject"} <= set(words)
+
+
 def decided(verdicts: pd.DataFrame) -> pd.Series:  # (ego, exo) -> accept, reject, unsure or conflict
     "One word for each judged pair."
     return standing(verdicts).groupby(["ego", "exo"], sort=False).verdict.agg(
-        lambda v: "conflict" if {"accept", "reject"} <= set(v) else next(w for w in ("reject", "accept", "unsure") if w in set(v)))
+        lambda v: "conflict" if at_odds(v) else next(w for w in ("reject", "accept", "unsure") if w in set(v)))
 
 
 def reviewed(

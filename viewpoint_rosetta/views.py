@@ -9,6 +9,7 @@ __all__ = ['RATE', 'SIDE', 'STYLE', 'SCRIPT', 'LOOK', 'clip_mp4', 'clip_video', 
 # %% ../nbs/11_views.ipynb #f75e76a8
 import base64
 import io
+import threading
 from fractions import Fraction
 from html import escape
 
@@ -162,6 +163,8 @@ def _unit(z):
     z = np.asarray(z, np.float64)
     return z / np.maximum(np.linalg.norm(z, axis=-1, keepdims=True), 1e-12)
 
+_ONE = threading.Lock()  # numba's plainest threads end the process when two callers start them together
+
 def project(z, seed=0):
     "Two coordinates per row of z (N, D): UMAP by cosine, or the first two principal components below 15 rows."
     z = _unit(z)
@@ -169,7 +172,7 @@ def project(z, seed=0):
         u, s, _ = np.linalg.svd(z - z.mean(0), full_matrices=False)
         return np.pad((u * s)[:, :2], [(0, 0), (0, max(0, 2 - len(s)))])
     import umap                                                     # here, because importing and compiling it takes seconds
-    return umap.UMAP(metric='cosine', n_neighbors=min(15, len(z) - 1), random_state=seed, n_jobs=1).fit_transform(z)
+    with _ONE: return umap.UMAP(metric='cosine', n_neighbors=min(15, len(z) - 1), random_state=seed, n_jobs=1).fit_transform(z)
 
 # %% ../nbs/11_views.ipynb #895e2bb8
 LOOK = {'ego': dict(color='#0072B2', symbol='circle'), 'exo': dict(color='#E69F00', symbol='diamond')}

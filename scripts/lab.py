@@ -1,4 +1,5 @@
-"""A JupyterLab of one's own and a page of it in Chromium, on which a notebook has run."""
+"""A JupyterLab of one's own and a page of it in Chromium, on which a notebook has run: for tests in a browser, and for pictures."""
+import json
 import os
 import secrets
 import signal
@@ -24,12 +25,22 @@ def soon(look, what: str, seconds: float = 20):
     raise AssertionError(f"not within {seconds} s: {what}")
 
 
+def settings(folder: Path, dark: bool):
+    "A theme, and no questions about news."
+    for name, said in {"themes": dict(theme="JupyterLab Dark" if dark else "JupyterLab Light"),
+                       "notification": dict(fetchNews="false", checkForUpdates=False)}.items():
+        path = folder / "config" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(said))
+
+
 @contextmanager
-def server(folder: Path, root: Path):  # gives the address of its notebooks, with {name} to fill in
+def server(folder: Path, root: Path, dark: bool = False):  # gives the address of its notebooks, with {name} to fill in
     "JupyterLab over a folder, on the loopback address, with a token; nothing of the user's is read or written."
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    settings(folder, dark)
     token, at = secrets.token_hex(8), f"http://127.0.0.1:{port}"
     places = {f"JUPYTER_{name}_DIR": str(folder / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
     env = os.environ | places | {"PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
@@ -52,23 +63,31 @@ def server(folder: Path, root: Path):  # gives the address of its notebooks, wit
 
 
 @contextmanager
-def page_of(chromium: str, root: Path, folder: Path, cells: list, ready: str):  # gives the page; page.errors: of its console
-    "A notebook of these cells, run in JupyterLab until the selector `ready` is there."
+def opened(chromium: str, address: str, size: tuple = (1280, 1000)):  # gives the page; page.errors: of its console
+    "A page in a browser of its own."
     from playwright.sync_api import sync_playwright
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source.strip()) for source in cells])
-    book.metadata = dict(kernelspec=dict(display_name="python3", language="python", name="python3"))
-    nbformat.write(book, folder / "views.ipynb")
-    with server(folder, root) as address, sync_playwright() as play:
+    with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, args=BROWSER)
-        page = browser.new_page(viewport=dict(width=1280, height=1000))
+        page = browser.new_page(viewport=dict(width=size[0], height=size[1]))
         page.errors = []
         page.set_default_timeout(120_000)
         page.on("console", lambda m: page.errors.append(m.text) if m.type == "error" else None)
         page.on("pageerror", lambda e: page.errors.append(str(e)))
-        page.goto(address.format(name="views.ipynb"))
+        page.goto(address)
+        yield page
+        browser.close()
+
+
+@contextmanager
+def page_of(chromium: str, root: Path, folder: Path, cells: list, ready: str, dark: bool = False, size: tuple = (1280, 1000)):
+    # gives the page of `opened`
+    "A notebook of these cells, run in JupyterLab until the selector `ready` is there."
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source.strip()) for source in cells])
+    book.metadata = dict(kernelspec=dict(display_name="python3", language="python", name="python3"))
+    nbformat.write(book, folder / "views.ipynb")
+    with server(folder, root, dark) as address, opened(chromium, address.format(name="views.ipynb"), size) as page:
         page.wait_for_selector("text=Python 3 (ipykernel) | Idle")
         page.click("text=Run >> nth=0")
         page.click("text=Run All Cells")
         page.wait_for_selector(ready)
         yield page
-        browser.close()
