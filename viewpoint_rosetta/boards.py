@@ -34,6 +34,7 @@ from .clips import pool
 from .inspector import PairInspector
 from .maps import EmbeddingMap
 from .retrieval import RetrievalBrowser
+from .views import STYLE
 from .widgets import View
 
 # %% ../nbs/13_chain_boards.ipynb #bde5c987
@@ -213,7 +214,9 @@ def show(*views):
     from IPython.display import HTML as Page, display
     for view in views:
         if not os.environ.get("VR_STATIC"): display(view)
-        elif isinstance(view, View): display(Page(picture) if isinstance(picture := view.static(), str) else picture)
+        elif isinstance(view, View):
+            picture = view.static()
+            display(Page(f"<style>{STYLE}</style>{picture}") if isinstance(picture, str) else picture)
         else: display(Page(view.value))
 
 # %% ../nbs/13_chain_boards.ipynb #73dd6a4d
