@@ -137,6 +137,21 @@ def test_another_reviewer_sits_down(lab):
     assert verdicts(folder).reviewer.tolist()[-1] == "third"
 
 
+def test_the_chosen_candidate_and_the_ego_clip_are_in_sight(lab):
+    page, _ = lab
+    inside = """c => { const [row, card] = ['.vr-shots', c[0]].map(q => document.querySelector(q).getBoundingClientRect());
+        return row.width < 600 && card.left > row.left - 1 && card.right < row.right + 1; }"""
+    page.focus(".vr-inspector")
+    page.keyboard.press("1"), page.keyboard.press("3")
+    page.wait_for_function("[...document.querySelectorAll('.vr-shot')].findIndex(c => c.matches('.vr-chosen')) === 3")
+    page.evaluate("document.querySelector('.vr-inspector').style.width = '500px'")
+    for which in (".vr-chosen", ".vr-ego"): page.wait_for_function(inside, arg=[which])  # the page became narrow
+    page.keyboard.press("2"), page.keyboard.press("3")
+    page.wait_for_function("[...document.querySelectorAll('.vr-shot')].findIndex(c => c.matches('.vr-chosen')) === 3")
+    for which in (".vr-chosen", ".vr-ego"): page.wait_for_function(inside, arg=[which])
+    page.evaluate("document.querySelector('.vr-inspector').style.width = ''")
+
+
 def test_keys_are_listed(lab):
     page, _ = lab
     keys = page.locator(".vr-keys")

@@ -114,7 +114,11 @@ function render({model, el: root}) {
       buttons.append(b); });
     const status = el('span', 'vr-status', model.get('status')); status.setAttribute('role', 'status');
     foot.append(buttons, note, status);
-    videos = [...box.querySelectorAll('video')]; together(); };
+    videos = [...box.querySelectorAll('video')]; together(); sight(); };
+  const sight = () => {   // of the chosen one; the ego clip stays
+    const [row, card] = [shots, shots.querySelector('.vr-chosen') || shots].map(e => e.getBoundingClientRect());
+    shots.scrollLeft = Math.max(0, shots.scrollLeft + card.right - row.right); };
+  const seen = new ResizeObserver(sight); seen.observe(shots);
   const together = () => { const first = videos[0]; if (!first) return;   // candidates follow the ego clip's clock
     first.addEventListener('timeupdate', () => videos.slice(1).forEach(v => {
       if (!v.duration || !first.duration) return;
@@ -137,7 +141,7 @@ function render({model, el: root}) {
   model.on('change:item', draw); model.on('change:chosen', draw);
   model.on('change:status', () => { const s = box.querySelector('.vr-status'); if (s) s.textContent = model.get('status'); });
   draw();
-  return loader.free;
+  return () => { seen.disconnect(); loader.free(); };
 }
 export default {render};
 """
@@ -154,7 +158,7 @@ LOOKS = """
 .vr-choice{white-space:nowrap}.vr-agreed:not(:empty){padding:1px 8px;border-radius:5px;background:#56B4E922}
 .vr-shots{display:flex;gap:10px;margin:8px 0;overflow-x:auto;align-items:flex-start}
 .vr-shot{margin:0;padding:6px;width:230px;flex:0 0 230px;border:2px solid transparent;border-radius:8px;box-sizing:border-box}
-.vr-shot:not(.vr-ego){cursor:pointer}
+.vr-shot:not(.vr-ego){cursor:pointer}.vr-ego{position:sticky;left:0;z-index:1;align-self:stretch;background:var(--jp-layout-color0,Canvas)}
 .vr-shot video,.vr-broken{width:100%;aspect-ratio:1;object-fit:cover;border-radius:5px;display:block;background:#8882}
 .vr-broken{font-size:11px;overflow:auto;padding:6px;box-sizing:border-box}.vr-chosen{border-color:#0072B2}
 .vr-shot p{margin:3px 0}.vr-scores{font-variant-numeric:tabular-nums}.vr-why{font-style:italic}.vr-said{font-weight:600}
