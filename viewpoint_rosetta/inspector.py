@@ -157,7 +157,7 @@ LOOKS = """
 .vr-inspector [type=number]{width:4.6em}.vr-inspector .vr-name{width:9em}.vr-inspector [type=search]{flex:1;min-width:150px}
 .vr-choice{white-space:nowrap}.vr-agreed:not(:empty){padding:1px 8px;border-radius:5px;background:#56B4E922}
 .vr-shots{display:flex;gap:10px;margin:8px 0;overflow-x:auto;align-items:flex-start}
-.vr-shot{margin:0;padding:6px;width:230px;flex:0 0 230px;border:2px solid transparent;border-radius:8px;box-sizing:border-box}
+.vr-shot{margin:0;padding:6px;flex:1 0 150px;max-width:230px;border:2px solid transparent;border-radius:8px;box-sizing:border-box}
 .vr-shot:not(.vr-ego){cursor:pointer}.vr-ego{position:sticky;left:0;z-index:1;align-self:stretch;background:var(--jp-layout-color0,Canvas)}
 .vr-shot video,.vr-broken{width:100%;aspect-ratio:1;object-fit:cover;border-radius:5px;display:block;background:#8882}
 .vr-broken{font-size:11px;overflow:auto;padding:6px;box-sizing:border-box}.vr-chosen{border-color:#0072B2}
