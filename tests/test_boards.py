@@ -1,11 +1,13 @@
 """Boards without a browser: a review changes what is trained, what is missing is named, dashboards come with the package."""
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import pytest
 
 from viewpoint_rosetta import boards, cli, methods
 from viewpoint_rosetta.boards import BOARDS, Board
+from viewpoint_rosetta.verdicts import Review, read_verdicts
 
 
 @pytest.fixture
@@ -64,3 +66,17 @@ def test_a_changed_encoder_is_asked_anew(run):
 def test_dashboards_come_with_the_package():
     for name in BOARDS: assert (boards.ASSETS / "dashboards" / f"{name}.ipynb").is_file()
     assert (boards.ASSETS / "voila/templates/rosetta/index.html.j2").is_file()
+
+
+def test_a_log_can_be_read_while_it_grows(tmp_path):
+    "Two reviewers read each other's files while verdicts are said: opened by its name, one read in thirteen met two versions of a file."
+    path = tmp_path / "verdicts.parquet"
+    review = Review(path)
+    review.say("ego", "exo", "accept")
+    def say():
+        for i in range(200): review.say(f"ego {i}", f"exo {i}" * (i % 7 + 1), "reject", "x" * i)
+    with ThreadPoolExecutor(1) as hand:
+        saying, lengths = hand.submit(say), [1]
+        while not saying.done(): lengths.append(len(read_verdicts(path)))
+        saying.result()
+    assert len(lengths) > 20 and lengths == sorted(lengths) and len(read_verdicts(path)) == 201

@@ -7,12 +7,12 @@ import urllib.request
 from contextlib import contextmanager
 
 import nbformat
-import pandas as pd
 import pytest
 
 pytest.importorskip("playwright")
 from lab import BROWSER, page_of, soon
 from viewpoint_rosetta.boards import BOARDS, serving
+from viewpoint_rosetta.verdicts import read_verdicts
 
 PLAYS = "[...document.querySelectorAll('%s video')].filter(v => v.currentTime > 0).length >= %d"
 FIRST = dict(pairs='.vr-inspector video', map='.vr-map .vr-stage', retrieval='.vr-retrieval video')
@@ -41,7 +41,7 @@ def run(small_run, tmp_path_factory):
     return shutil.copytree(small_run, tmp_path_factory.mktemp("boards") / "run")
 
 
-def verdicts(run): return pd.read_parquet(run / "verdicts.parquet") if (run / "verdicts.parquet").exists() else pd.DataFrame()
+def verdicts(run): return read_verdicts(run / "verdicts.parquet")
 
 
 def judge(page, run):

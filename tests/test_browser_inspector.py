@@ -1,9 +1,9 @@
 """The pair inspector in JupyterLab and a real browser: clips play, a key is a verdict on disk, keys stay out of the notebook's way."""
-import pandas as pd
 import pytest
 
 pytest.importorskip("playwright")
 from lab import page_of, soon
+from viewpoint_rosetta.verdicts import read_verdicts
 
 SETUP = """
 import numpy as np
@@ -32,7 +32,7 @@ def lab(chromium, root, tmp_path_factory):
         yield page, folder
 
 
-def verdicts(folder): return pd.read_parquet(folder / "verdicts.parquet") if (folder / "verdicts.parquet").exists() else pd.DataFrame()
+def verdicts(folder): return read_verdicts(folder / "verdicts.parquet")
 
 
 def shown(page): return page.locator(".vr-ego small").inner_text().split(" ")[0]
@@ -107,7 +107,7 @@ def test_what_the_other_said_is_hidden_until_one_has_judged(lab):
     said = "[...document.querySelectorAll('.vr-other')].map(e => e.textContent).join()"
     page.locator(".vr-inspector select").nth(1).select_option("judged by others only")
     page.wait_for_function("document.querySelector('.vr-count').textContent.startsWith('1 of 2 ')")
-    theirs = pd.read_parquet(folder / "second.parquet")
+    theirs = read_verdicts(folder / "second.parquet")
     verdict = theirs.verdict[theirs.ego == shown(page)].item()
     assert page.evaluate(said) == "judged by others; shown when you have"
     page.get_by_label("show what others said before I judge").check()

@@ -8,6 +8,7 @@ __all__ = ['VERDICTS', 'UNDONE', 'COLUMNS', 'doubt', 'review_order', 'pair_index
 
 # %% ../nbs/06_verdicts.ipynb #7bd2da58
 from datetime import datetime, timezone
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ def read_verdicts(path: str | Path) -> pd.DataFrame:  # ego, exo, verdict, revie
     "A log of verdicts; empty where there is no file yet."
     path = Path(path)
     if not path.exists(): return pd.DataFrame(columns=list(COLUMNS)).astype(str)
-    try: df = pd.read_parquet(path)
+    try: df = pd.read_parquet(BytesIO(path.read_bytes()))  # opened once: a colleague's log may be replaced meanwhile
     except (OSError, ValueError) as error:
         raise VerdictError(f"{path}: cannot be read as Parquet ({str(error)[:80]}); give the verdicts.parquet of a review") from error
     if missing := [c for c in COLUMNS if c not in df]:
