@@ -83,9 +83,9 @@ def test_keys_are_the_pages_and_not_the_notebooks(page):
 
 
 def test_curves_grow_while_the_kernel_trains(page):
+    page.locator(".vr-monitor").scroll_into_view_if_needed()
     read = "parseInt(document.querySelector('.vrm-state').textContent.split('step ')[1])"
     until(page, f"{read} > 5")
-    page.locator(".vr-monitor").scroll_into_view_if_needed()
     first, curve = page.evaluate(read), page.locator(".vrm-plot polyline").first.get_attribute("points")
     until(page, f"s => {read} > s[0] + 20", first)
     assert page.locator(".vrm-plot polyline").first.get_attribute("points") != curve
@@ -93,6 +93,8 @@ def test_curves_grow_while_the_kernel_trains(page):
 
 
 def test_steps_are_brushed_by_hand_and_by_key(page):
+    page.locator(".vr-monitor").scroll_into_view_if_needed()
+    until(page, "parseInt(document.querySelector('.vrm-state').textContent.split('step ')[1]) > 30")  # nothing to brush before
     box = page.locator(".vrm-plot svg").bounding_box()
     scale = box["width"] / 936
     page.mouse.move(box["x"] + 46 * scale, box["y"] + 60)
