@@ -7,6 +7,7 @@ import pytest
 
 from viewpoint_rosetta import boards, cli, methods
 from viewpoint_rosetta.boards import BOARDS, Board
+from viewpoint_rosetta.inspector import PairInspector
 from viewpoint_rosetta.verdicts import Review, read_verdicts
 
 
@@ -80,3 +81,25 @@ def test_a_log_can_be_read_while_it_grows(tmp_path):
         while not saying.done(): lengths.append(len(read_verdicts(path)))
         saying.result()
     assert len(lengths) > 20 and lengths == sorted(lengths) and len(read_verdicts(path)) == 201
+
+
+def test_two_pages_write_to_one_log_and_nothing_is_lost(pairs_of_two, tmp_path):
+    "Two pages of one run, or one opened twice: each knows the log as it was when it opened, and neither writes over the other."
+    path = tmp_path / "verdicts.parquet"
+    first, second = (Review(path, name) for name in ("first", "second"))
+    with ThreadPoolExecutor(2) as hands:
+        list(hands.map(lambda r: [r.say(f"ego {i}", "exo", "accept") for i in range(30)], (first, second)))
+    assert read_verdicts(path).reviewer.value_counts().to_dict() == dict(first=30, second=30)
+    path.unlink()
+    first.say("ego 31", "exo", "accept")
+    assert len(read_verdicts(path)) >= 31, "a log that was deleted under the page comes back whole"
+    pages = [PairInspector(*pairs_of_two, tmp_path / "both.parquet", name) for name in ("first", "second")]
+    pages[0].asked(dict(say="accept", chosen=0))
+    pages[1].asked(dict(say="reject", chosen=0))
+    assert len(pages[1].verdicts()) == 2 and pages[1].agreed.startswith("with first: 1 judged by both, 0 the same")
+
+
+@pytest.fixture
+def pairs_of_two(run):
+    board = Board(run)
+    return board.pairs().pairs, board.clips

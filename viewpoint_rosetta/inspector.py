@@ -299,13 +299,15 @@ class PairInspector(ClipView):
         if not self.item["ego"]: return
         if chosen is not None: self.chosen = max(0, min(int(chosen), len(self.item["candidates"]) - 1))
         ego, exo = self.item["ego"]["id"], self.item["candidates"][self.chosen]["id"]
+        before = len(self.review.log)
         try: self.review.say(ego, exo, verdict, note)
         except (OSError, ValueError) as error:
             self.status = f"not saved: {error}"
             return
         self.judged[ego, exo] = verdict
         self.said.setdefault((ego, exo), {})[self.reviewer] = verdict, note
-        self._agree()
+        if len(self.review.log) > before + 1: self._hear_all()  # somebody else writes to this log
+        else: self._agree()
         against = [f"{name} said {what}" for name, what, _ in self._others((ego, exo)) if at_odds((what, verdict))]
         self.status = " · ".join([f"saved: {verdict}", *against])
         self._go(self.at + 1)

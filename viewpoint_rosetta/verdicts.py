@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 
 # %% ../nbs/06_verdicts.ipynb #80252d21
 from .artifacts import atomic
@@ -73,7 +74,7 @@ def read_verdicts(path: str | Path) -> pd.DataFrame:  # ego, exo, verdict, revie
 
 
 class Review:
-    "One reviewer's log on disk: each verdict is saved when it is said."
+    "A reviewer's log on disk, to which others may be writing: each verdict is saved when it is said."
 
     def __init__(self,
         path: str | Path,             # verdicts.parquet; made with the first verdict, continued if it is there
@@ -86,8 +87,11 @@ class Review:
         if verdict not in (*VERDICTS, UNDONE): raise VerdictError(f"the verdict {verdict!r} is none of {', '.join(VERDICTS)}")
         at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         row = pd.DataFrame([[ego, exo, verdict, self.reviewer, at, note]], columns=list(COLUMNS))
-        log = pd.concat([self.log, row], ignore_index=True)
-        with atomic(self.path) as tmp: log.to_parquet(tmp, index=False)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.path.with_name(f".{self.path.name}.lock")):  # another page may be writing, too: what it wrote stays
+            log = read_verdicts(self.path) if self.path.exists() else self.log
+            log = pd.concat([log, row], ignore_index=True)
+            with atomic(self.path) as tmp: log.to_parquet(tmp, index=False)
         self.log = log  # only what is on disk counts
 
     def undo(self) -> tuple | None:  # (ego, exo) of the pair that is open again
