@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("playwright")
 from lab import BROWSER, page_of, soon
+from viewpoint_rosetta import boards
 from viewpoint_rosetta.boards import BOARDS, serving
 from viewpoint_rosetta.verdicts import read_verdicts
 
@@ -55,7 +56,7 @@ def judge(page, run):
     assert verdicts(run).verdict.iloc[-1] == "reject" and ego.startswith(verdicts(run).ego.iloc[-1])
     soon(lambda: page.locator(".vr-ego small").inner_text() != ego, "the next pair is shown")
     page.keyboard.press("a")
-    soon(lambda: len(verdicts(run)) == before + 2, "and the next verdict")
+    soon(lambda: verdicts(run).verdict.tolist()[before:] == ["reject", "accept"], "and the next verdict")
 
 
 def follows(page):
@@ -63,7 +64,6 @@ def follows(page):
     for _ in range(2):
         page.click("text=next →")
         soon(lambda: page.locator(".vr-near figure").first.get_attribute("title") == page.locator(".vr-ego small").inner_text(), "the walk follows")
-    assert "true clip" in page.locator(".vr-walk").inner_text() or "samples" in page.locator(".vr-walk").inner_text()
 
 
 def choose(page):
@@ -98,14 +98,17 @@ def test_as_a_page(name, chromium, run):
         assert page.errors == [] and page.foreign == []
 
 
-def test_nothing_without_the_token_and_no_file(run):
+def test_nothing_without_the_token_and_no_file(run, tmp_path, monkeypatch):
+    "Beside the notebook lies a picture, which Voila would serve if it were not told otherwise."
+    monkeypatch.setattr(boards, "ASSETS", shutil.copytree(boards.ASSETS, tmp_path / "assets", ignore=shutil.ignore_patterns("world")))
+    (tmp_path / "assets" / "dashboards" / "picture.png").write_bytes(b"x")
     with serving("pairs", run) as (address, server):
         base, token = address.split("?")
         def answer(path):
-            try: return urllib.request.urlopen(base.rstrip("/") + path, timeout=20).status
+            try: return urllib.request.urlopen(base.rstrip("/") + path, timeout=20)
             except urllib.error.HTTPError as error: return error.code
-        assert answer("/") in (401, 403) or "login" in urllib.request.urlopen(base, timeout=20).url
-        for path in ("/voila/files/pairs.ipynb", "/voila/files/../boards.py", "/voila/files/verdicts.parquet"):
+        for path in ("/", "/api/kernels"): assert answer(path).url.startswith(f"{base}login"), path
+        for path in ("/voila/files/picture.png", "/voila/files/pairs.ipynb", "/voila/files/../boards.py", "/api/contents", "/voila/tree"):
             assert answer(f"{path}?{token}") in (403, 404), path
         listening = subprocess.run([sys.executable, "-c", "import psutil, sys; print(*{c.laddr.ip for p in [psutil.Process(int(sys.argv[1]))] for q in "
                                     "[p, *p.children(True)] for c in q.net_connections() if c.status == 'LISTEN'})", str(server.pid)],
